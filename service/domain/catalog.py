@@ -1,0 +1,131 @@
+"""What the store holds, as values: shapes, variants with their lineage, and what could be made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from service.domain.names import ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Facts of a GGUF header that size its memory. Counts; 0 where the file does not say."""
+
+    architecture: str
+    layers: int = 0
+    embedding: int = 0  # width of the hidden state
+    heads: int = 0
+    kv_heads: int = 0  # heads of the key-value cache (grouped-query attention), summed over layers / layers
+    key_length: int = 0  # of one head
+    value_length: int = 0
+    feed_forward: int = 0
+    vocabulary: int = 0
+    experts: int = 0
+    context_length: int = 0  # the context the model was trained for, tokens
+    sliding_window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file. `shape` is in ggml's order: row length first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str  # ggml type name, e.g. "Q4_K"
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """What one quantization level of a file would be; made by llama.cpp's own dry run.
+
+    `size_bytes` is exact to the byte. `fallbacks` names the tensors whose shape forced another type. `types` counts
+    tensors by ggml type. `error` is llama.cpp's reason when it refuses the level on this model.
+    """
+
+    quantization: str
+    size_bytes: int
+    bits_per_weight: float
+    needs_imatrix: bool
+    fallbacks: tuple[str, ...] = ()
+    types: tuple[tuple[str, int], ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a validated GGUF file says of itself."""
+
+    quantization: str  # label, e.g. "F16"; "UNKNOWN" when no label fits
+    parameters: int
+    bits_per_weight: float  # tensor bytes * 8 / parameters
+    tensor_bytes: int
+    shape: ModelShape
+    general_name: str | None = None
+    license: str | None = None
+    has_chat_template: bool = False
+    quantized_tensors: bool = False  # some tensor has a quantized type
+    types: tuple[tuple[str, int], ...] = ()  # tensors by ggml type
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a variant was made from its source: enough to make it again."""
+
+    quantization: str
+    allow_requantize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a variant comes from. `source_digest` None: it was imported. `lossy_source` stays true for ever."""
+
+    origin: str  # "imported" or "quantized"
+    source_digest: str | None = None
+    source_name: str | None = None
+    recipe: Recipe | None = None
+    llama_build: str | None = None
+    duration_seconds: float | None = None
+    lossy_source: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One quantization of one model: a canonical name for one blob."""
+
+    id: int
+    model: ModelKey
+    flavour: str  # "" or e.g. "135m-instruct"
+    quantization: str
+    digest: str  # "sha256:<64 hex>"
+    size_bytes: int
+    facts: FileFacts
+    lineage: Lineage
+    created_at: str  # RFC 3339, UTC
+    corrupt: bool = False
+    tags: tuple[str, ...] = field(default=())  # free words that point here ("latest", "prod")
+
+    @property
+    def tag(self) -> str:
+        """Canonical tag: the label, after the flavour when there is one."""
+        return f"{self.flavour}-{self.quantization}" if self.flavour else self.quantization
+
+    @property
+    def name(self) -> str:
+        """Canonical name, e.g. `smollm2:Q4_K_M`; hosts and namespaces only where they are not the defaults."""
+        return f"{self.model.display}:{self.tag}"
+
+    @property
+    def lossy(self) -> bool:
+        """True when precision has already been lost: a quantized file, or anything made from one."""
+        return self.lineage.lossy_source or self.facts.quantized_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A figure measured here, on this variant. `unit` is spelled out ("seconds", "tokens_per_second")."""
+
+    name: str
+    value: float
+    unit: str
+    created_at: str

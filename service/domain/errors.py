@@ -1,0 +1,339 @@
+"""Everything that can go wrong and that a caller may see, as one tree.
+
+    QuantryError
+    ├── InvalidRequest            the caller can mend the request
+    │   ├── InvalidName, InvalidParameter, UnknownQuantization, MalformedBody
+    │   ├── PromptTooLong, NoChatTemplate, TemplateFailed, NotSupported
+    │   └── LossySource, ImportanceMatrixRequired, QuantizationNotApplicable, LabelMismatch
+    ├── Unauthorized, Forbidden
+    ├── NotFound                  ModelNotFound, BlobNotFound, JobNotFound, RouteNotFound
+    ├── Conflict                  NameTaken, BlobCorrupt, JobFinished
+    ├── TooLarge                  body or upload over its limit
+    ├── InvalidModel              a GGUF file that is truncated, corrupt, hostile or unknown to llama.cpp
+    ├── DigestMismatch            bytes that are not what their digest says
+    ├── Busy                      QueueFull: try again later
+    ├── Unavailable               WorkerDied, WorkerQuarantined, LoadFailed, DoesNotFit, ShuttingDown
+    ├── DeadlineExceeded
+    ├── DiskFull
+    └── JobFailed                 JobChildDied, JobCancelled, QuantizationFailed
+
+Every leaf has a stable `code`; its message says what happened and what to do about it. No message holds a
+path, a stack trace or another caller's text. HTTP status codes are not known here: `api/responses.py` maps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class QuantryError(Exception):
+    """Root of the tree.
+
+    `code` is stable and documented in docs/api.md; `message` is one or two sentences that end in a remedy;
+    `param` names the request field at fault, when there is one; `retry_after_seconds` is set where waiting helps.
+    """
+
+    code: str = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InternalError(QuantryError):
+    """Our own mistake. The details are in the log, never in the answer."""
+
+    code = "internal_error"
+
+
+# --- the caller can mend the request -----------------------------------------------------------------------------
+
+
+class InvalidRequest(QuantryError):
+    """The request cannot be carried out as it stands."""
+
+    code = "invalid_request"
+
+
+class MalformedBody(InvalidRequest):
+    """The body is no JSON of the expected shape."""
+
+    code = "malformed_body"
+
+
+class InvalidParameter(InvalidRequest):
+    """A field is unknown, missing, of the wrong type or out of its range."""
+
+    code = "invalid_parameter"
+
+
+class InvalidName(InvalidRequest):
+    """A model reference that does not follow `[host/][namespace/]model[:tag]`."""
+
+    code = "invalid_name"
+
+
+class UnknownQuantization(InvalidRequest):
+    """A level that llama.cpp cannot write."""
+
+    code = "unknown_quantization"
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room in the context."""
+
+    code = "context_length_exceeded"
+
+
+class NoChatTemplate(InvalidRequest):
+    """Messages for a model whose file carries no chat template."""
+
+    code = "no_chat_template"
+
+
+class TemplateFailed(InvalidRequest):
+    """The model's chat template refused the messages, or ran over its limits."""
+
+    code = "template_error"
+
+
+class NotSupported(InvalidRequest):
+    """A known field or part of a dialect that quantry does not carry out."""
+
+    code = "not_supported"
+
+
+class LossySource(InvalidRequest):
+    """The source has already lost precision and `allow_requantize` was not given."""
+
+    code = "lossy_source"
+
+
+class ImportanceMatrixRequired(InvalidRequest):
+    """llama.cpp refuses this level without an importance matrix."""
+
+    code = "importance_matrix_required"
+
+
+class QuantizationNotApplicable(InvalidRequest):
+    """The level would not be what its name says on this model."""
+
+    code = "quantization_not_applicable"
+
+
+class LabelMismatch(InvalidRequest):
+    """A name whose quantization label is not the one of the file."""
+
+    code = "label_mismatch"
+
+
+# --- who may ask -------------------------------------------------------------------------------------------------
+
+
+class Unauthorized(QuantryError):
+    """No key, or one that is not known."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(QuantryError):
+    """A key or an origin that may not do this."""
+
+    code = "forbidden"
+
+
+# --- what is there -----------------------------------------------------------------------------------------------
+
+
+class NotFound(QuantryError):
+    """Nothing under that name."""
+
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No model or variant under that name; the message lists the closest ones."""
+
+    code = "model_not_found"
+
+
+class BlobNotFound(NotFound):
+    """No blob with that digest."""
+
+    code = "blob_not_found"
+
+
+class JobNotFound(NotFound):
+    """No job with that id."""
+
+    code = "job_not_found"
+
+
+class RouteNotFound(NotFound):
+    """No such route, or not with that method."""
+
+    code = "route_not_found"
+
+
+class Conflict(QuantryError):
+    """The state of the store forbids it."""
+
+    code = "conflict"
+
+
+class NameTaken(Conflict):
+    """The name already stands for something else."""
+
+    code = "name_taken"
+
+
+class BlobCorrupt(Conflict):
+    """The bytes on disk no longer match their digest."""
+
+    code = "blob_corrupt"
+
+
+class JobFinished(Conflict):
+    """The job has ended and cannot be cancelled."""
+
+    code = "job_finished"
+
+
+# --- what comes in -----------------------------------------------------------------------------------------------
+
+
+class TooLarge(QuantryError):
+    """A body over its limit."""
+
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(QuantryError):
+    """A body that is not `application/json`."""
+
+    code = "unsupported_media_type"
+
+
+class InvalidModel(QuantryError):
+    """A model file that is truncated, corrupt, hostile, or that llama.cpp does not know."""
+
+    code = "invalid_model"
+
+
+class DigestMismatch(QuantryError):
+    """The bytes received are not what their digest says."""
+
+    code = "digest_mismatch"
+
+
+# --- not now -----------------------------------------------------------------------------------------------------
+
+
+class Busy(QuantryError):
+    """Too much work is waiting."""
+
+    code = "busy"
+
+
+class QueueFull(Busy):
+    """The bounded queue of requests or jobs is full."""
+
+    code = "queue_full"
+
+
+class Unavailable(QuantryError):
+    """It cannot be served now."""
+
+    code = "unavailable"
+
+
+class WorkerDied(Unavailable):
+    """The process that ran this request ended; its other requests failed with it, no others did."""
+
+    code = "worker_died"
+
+
+class WorkerQuarantined(Unavailable):
+    """The variant's worker died too often and is given a rest."""
+
+    code = "worker_quarantined"
+
+
+class LoadFailed(Unavailable):
+    """llama.cpp could not load the variant."""
+
+    code = "load_failed"
+
+
+class DoesNotFit(Unavailable):
+    """The variant needs more memory than the budget holds."""
+
+    code = "does_not_fit"
+
+
+class ShuttingDown(Unavailable):
+    """The server is draining."""
+
+    code = "shutting_down"
+
+
+class SlowReader(Unavailable):
+    """The client read its stream too slowly and was cut off."""
+
+    code = "slow_reader"
+
+
+class DeadlineExceeded(QuantryError):
+    """A wait of our own ran out."""
+
+    code = "deadline_exceeded"
+
+
+class DiskFull(QuantryError):
+    """The disk cannot hold the result."""
+
+    code = "disk_full"
+
+
+# --- jobs --------------------------------------------------------------------------------------------------------
+
+
+class JobFailed(QuantryError):
+    """A job ended without its result."""
+
+    code = "job_failed"
+
+
+class JobChildDied(JobFailed):
+    """The job's process was killed or crashed."""
+
+    code = "job_child_died"
+
+
+class JobInterrupted(JobFailed):
+    """The server went down too often while the job ran."""
+
+    code = "job_interrupted"
+
+
+class QuantizationFailed(JobFailed):
+    """llama.cpp's quantizer refused or failed."""
+
+    code = "quantization_failed"
+
+
+def leaves(root: type[QuantryError] = QuantryError) -> Iterator[type[QuantryError]]:
+    """Every class of the tree, parents first."""
+    yield root
+    for child in root.__subclasses__():
+        yield from leaves(child)
+
+
+def by_code(code: str) -> type[QuantryError]:
+    """The class for a stable code, as carried by frames and job rows; `InternalError` for an unknown one."""
+    for kind in leaves():
+        if kind.code == code and kind is not QuantryError:
+            return kind
+    return InternalError
