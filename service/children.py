@@ -1,0 +1,52 @@
+"""What every child process shares: an environment without secrets, and an end that comes with its parent's.
+
+Children are started with `python -m`, never forked, so that no copied lock or library state can hurt them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "DATABASE_URL")
+
+
+def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The parent's environment without anything that looks like a secret: children read hostile files."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not any(word in name.upper() for word in _SECRET_WORDS)
+    }
+
+
+def bind_to_parent() -> None:
+    """Called first in a child: no core dumps, no new privileges, and SIGKILL when the parent dies (Linux).
+
+    The channel to the parent closes with it too; that end of file is what ends a child elsewhere.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    parent = os.getppid()
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died between the two calls
+        os._exit(1)
+
+
+def signal_name(return_code: int) -> str | None:
+    """The name of the signal that ended a process, from asyncio's negative return code; None for a plain exit."""
+    if return_code >= 0:
+        return None
+    try:
+        return signal.Signals(-return_code).name
+    except ValueError:
+        return f"signal {-return_code}"

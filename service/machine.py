@@ -1,0 +1,71 @@
+"""What this machine has: memory (as the container is allowed), cores, CPU features, and an id for remembering rungs."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def memory_bytes() -> int:
+    """Memory this process may use: the machine's, or the control group's limit when that is less."""
+    total = int(psutil.virtual_memory().total)
+    for path in _CGROUP_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return min(total, int(text))
+    return total
+
+
+def physical_cores() -> int:
+    """Cores to compute on: hyper-threads share one core's arithmetic units."""
+    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The processor's own name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Instruction sets that the kernels of llama.cpp can use, of those the processor reports (x86; else empty)."""
+    known = (
+        "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
+        "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    )  # fmt: skip
+    present = set(_cpuinfo("flags").split())
+    return tuple(name for name in known if name in present)
+
+
+def machine_id() -> str:
+    """Changes when the processor or the llama.cpp build changes: what a remembered rung depends on."""
+    facts = "\n".join((platform.machine(), cpu_model(), _cpuinfo("flags"), binding_version()))
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def binding_version() -> str:
+    """Version of the installed llama-cpp-python, without importing it."""
+    try:
+        return metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpuinfo(field: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
