@@ -1,0 +1,366 @@
+"""One worker child's life, seen from the server process.
+
+    starting ──> ready ──> draining ──> stopped
+       │  ^        │           │
+       │  └ladder  │           │
+       └──> failed <───────────┘   (died, hung, or could not load)
+
+Every request submitted to it ends: with its own end, or with WorkerDied when the process goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import structlog
+
+from service.children import child_environment, signal_name
+from service.domain.errors import LoadFailed, QuantryError, WorkerDied, by_code
+from service.domain.generation import Failed, Finished, GenerationRequest, Token
+from service.domain.memory import Placement
+from service.frames import FrameReader, FrameTooLarge, frame
+from service.workers.ladder import Rung, flags, next_lower
+from service.workers.protocol import (
+    Cancel,
+    Close,
+    Events,
+    FromWorker,
+    Load,
+    Ping,
+    Pong,
+    Ready,
+    Submit,
+    ToWorker,
+)
+from service.workers.protocol import LoadFailed as LoadFailedFrame
+from service.workers.stream import Stream
+
+log = structlog.get_logger("workers")
+
+WORKER_ARGV = (sys.executable, "-m", "service.workers.worker")
+# How long an idle OpenMP thread spins before it sleeps. The default spins for ever on few cores, and a busy neighbour
+# then costs 10 to 30 times; 10,000 rounds keep the full pace on a quiet machine (docs/measurements.md).
+_OPENMP_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
+_STDERR_LINES = 40
+_CLOSE_SECONDS = 3.0
+_SLOW_STEPS = 10  # a step may take this many times the canary's estimate before it counts as hung
+
+
+class WorkerState(StrEnum):
+    """Where a worker stands; see the diagram above."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What every worker of this server is started with. `argv` lets tests wrap the child."""
+
+    batch_tokens: int
+    threads: int
+    gpu_layers: int
+    load_timeout_seconds: float
+    hang_seconds: float
+    max_buffered_characters: int = 256 * 1024
+    argv: tuple[str, ...] = WORKER_ARGV
+
+
+class Worker:
+    """Starts, talks to and ends one child."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        path: Path,
+        placement: Placement,
+        options: WorkerOptions,
+        rung: Rung,
+        on_death: Callable[[Worker], None],
+    ) -> None:
+        """`on_death` is called once when a ready worker ends without having been told to."""
+        self.name = name
+        self.path = path
+        self.placement = placement
+        self.state = WorkerState.STARTING
+        self.rung = rung
+        self.load_seconds = 0.0
+        self.last_error: str | None = None
+        self.free_cells = 0
+        self._options = options
+        self._on_death = on_death
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._streams: dict[int, tuple[Stream, float]] = {}  # request id -> stream, seconds spent loading for it
+        self._ids = itertools.count(1)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._last_pong = 0.0
+        self._hang_seconds = options.hang_seconds
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, while there is one."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    @property
+    def active_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    async def start(self) -> None:
+        """Bring the child up, one rung lower after each death by a signal.
+
+        Raises LoadFailed when llama.cpp refuses the model, when every rung died, or when time ran out.
+        """
+        deaths: list[str] = []
+        while True:
+            try:
+                ready = await asyncio.wait_for(self._launch(), self._options.load_timeout_seconds)
+            except TimeoutError:
+                await self._kill()
+                raise self._failed(
+                    LoadFailed(
+                        f"{self.name} did not load within {self._options.load_timeout_seconds:g} s. Raise "
+                        "QUANTRY_LOAD_TIMEOUT_SECONDS, or use a smaller level."
+                    )
+                ) from None
+            except (QuantryError, asyncio.CancelledError) as error:
+                await self._kill()
+                if isinstance(error, QuantryError):
+                    raise self._failed(error) from None
+                raise
+            if ready is not None:
+                self._become_ready(ready)
+                return
+            status = await self._wait_for_exit()
+            died_by = signal_name(status)
+            lower = next_lower(self.rung) if died_by else None
+            log.warning(
+                "worker died while loading", model=self.name, rung=self.rung, status=status, stderr=self._tail()
+            )
+            deaths.append(f"{self.rung}: {died_by or f'exit {status}'}")
+            if lower is None:
+                raise self._failed(
+                    LoadFailed(
+                        f"The worker for {self.name} ended while loading ({'; '.join(deaths)}). "
+                        "Run `quantry doctor`, and see the server's log."
+                    )
+                )
+            self.rung = lower
+
+    def submit(self, request: GenerationRequest, load_seconds: float) -> Stream:
+        """Send a request to a ready worker; its events come through the stream."""
+        id = next(self._ids)
+        stream = Stream(
+            on_cancel=lambda: self._cancel(id), max_buffered_characters=self._options.max_buffered_characters
+        )
+        if self.state is not WorkerState.READY:
+            stream.put(_failed_event(self._death()))
+            return stream
+        self._streams[id] = (stream, load_seconds)
+        self._send(Submit(id=id, request=request))
+        return stream
+
+    async def stop(self, error: QuantryError | None = None) -> None:
+        """End the child. Requests still in it fail with `error`, WorkerDied when none is given."""
+        if self.state in (WorkerState.STOPPED, WorkerState.FAILED):
+            return
+        self.state = WorkerState.DRAINING
+        self._fail_all(error or self._death())
+        self._send(Close())
+        try:
+            await asyncio.wait_for(self._wait_for_exit(), _CLOSE_SECONDS)
+        except TimeoutError:
+            await self._kill()
+        await self._cancel_tasks()
+        self.state = WorkerState.STOPPED
+
+    # --- starting ----------------------------------------------------------------------------------------------
+
+    async def _launch(self) -> Ready | None:
+        """Start the child on the present rung; None when it died before it was ready."""
+        ours, theirs = socket.socketpair()
+        launch = flags(self.rung, self._options.gpu_layers)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._options.argv,
+                "--channel",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env=child_environment() | _OPENMP_ENVIRONMENT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise LoadFailed(f"The worker process could not be started (errno {error.errno}).") from error
+        finally:
+            theirs.close()
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._tasks = [asyncio.create_task(self._collect_stderr(self._process))]
+        self._send(
+            Load(
+                path=os.fspath(self.path),
+                context_length=self.placement.context_length,
+                parallel=self.placement.parallel,
+                batch_tokens=self._options.batch_tokens,
+                threads=self._options.threads,
+                gpu_layers=launch.gpu_layers,
+                extra_buffers=launch.extra_buffers,
+                flash_attention=launch.flash_attention,
+            )
+        )
+        message = await self._frames().read(self._reader)
+        if isinstance(message, LoadFailedFrame):
+            raise by_code(message.code)(message.message)
+        return message if isinstance(message, Ready) else None
+
+    def _become_ready(self, ready: Ready) -> None:
+        self.state = WorkerState.READY
+        self.load_seconds = ready.load_seconds
+        self.free_cells = ready.cells
+        self.placement = replace(self.placement, context_length=ready.context_length)
+        self._hang_seconds = self._options.hang_seconds + _SLOW_STEPS * ready.slowest_step_seconds
+        self._last_pong = time.monotonic()
+        self._tasks += [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
+        log.info("worker ready", model=self.name, rung=self.rung, pid=self.pid, load_seconds=ready.load_seconds)
+
+    # --- running -----------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        assert self._reader is not None
+        frames = self._frames()
+        try:
+            while (message := await frames.read(self._reader)) is not None:
+                if isinstance(message, Events):
+                    self._deliver(message)
+                elif isinstance(message, Pong):
+                    self._last_pong = time.monotonic()
+                    self.free_cells = message.free_cells
+        except FrameTooLarge:
+            log.error("worker sent an oversized frame", model=self.name)
+        await self._kill()
+        self._died()
+
+    async def _watch(self) -> None:
+        interval = self._options.hang_seconds / 4
+        for id in itertools.count(1):
+            self._send(Ping(id=id))
+            await asyncio.sleep(interval)
+            if time.monotonic() - self._last_pong > self._hang_seconds:
+                log.error("worker hangs, killing it", model=self.name, pid=self.pid, seconds=self._hang_seconds)
+                if self._process is not None and self._process.returncode is None:
+                    self._process.kill()  # the listener sees the end of the channel and does the rest
+                return
+
+    def _deliver(self, events: Events) -> None:
+        for id, text in events.texts:
+            if id in self._streams:
+                self._streams[id][0].put(Token(text))
+        for id, finished in events.finished:
+            if id in self._streams:
+                stream, load_seconds = self._streams.pop(id)
+                timings = replace(finished.timings, load_seconds=load_seconds)
+                stream.put(Finished(finished.reason, finished.usage, timings, finished.stop))
+        for id, failed in events.failed:
+            if id in self._streams:
+                self._streams.pop(id)[0].put(failed)
+
+    def _cancel(self, id: int) -> None:
+        if self._streams.pop(id, None) is not None:
+            self._send(Cancel(id=id))
+
+    def _send(self, message: ToWorker) -> None:
+        # The child reads at once whatever it computes, so the transport's buffer stays small; requests are bounded.
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    # --- ending ------------------------------------------------------------------------------------------------
+
+    def _died(self) -> None:
+        if self.state is not WorkerState.READY:
+            return
+        self.state = WorkerState.FAILED
+        status = self._process.returncode if self._process is not None else None
+        error = self._death()
+        self.last_error = error.message
+        log.error("worker died", model=self.name, status=status, requests=len(self._streams), stderr=self._tail())
+        self._fail_all(error)
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._on_death(self)
+
+    def _death(self) -> WorkerDied:
+        status = self._process.returncode if self._process is not None else None
+        how = f" ({signal_name(status) or f'exit {status}'})" if status is not None else ""
+        return WorkerDied(
+            f"The worker that ran this request for {self.name} ended{how}. Send the request again.",
+            retry_after_seconds=1,
+        )
+
+    def _fail_all(self, error: QuantryError) -> None:
+        streams, self._streams = self._streams, {}
+        for stream, _ in streams.values():
+            stream.put(_failed_event(error))
+
+    def _failed(self, error: QuantryError) -> QuantryError:
+        self.state = WorkerState.FAILED
+        self.last_error = error.message
+        return error
+
+    async def _wait_for_exit(self) -> int:
+        assert self._process is not None
+        status = await self._process.wait()
+        if self._writer is not None:
+            self._writer.close()
+        return status
+
+    async def _kill(self) -> None:
+        if self._process is None:
+            return
+        if self._process.returncode is None:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                log.debug("worker was already gone", model=self.name)
+        await self._wait_for_exit()
+
+    async def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _collect_stderr(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        while line := await process.stderr.readline():
+            self._stderr.append(line.decode("utf-8", "replace").rstrip()[:500])
+
+    def _tail(self) -> list[str]:
+        return list(self._stderr)
+
+    @staticmethod
+    def _frames() -> FrameReader[FromWorker]:
+        return FrameReader(FromWorker)  # type: ignore[arg-type]
+
+
+def _failed_event(error: QuantryError) -> Failed:
+    return Failed(error.code, error.message, error.param, error.retry_after_seconds)
