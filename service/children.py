@@ -7,23 +7,38 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+
+import service
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "DATABASE_URL")
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|^QUANTRY_", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"://[^/\s]*:[^/\s]*@")  # a URL with a password in it
 
 
-def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The parent's environment without anything that looks like a secret: children read hostile files."""
-    return {
+def child_argv(module: str) -> tuple[str, ...]:
+    """Command line that runs a module of ours; `-P` keeps the current folder out of what it can import."""
+    return (sys.executable, "-P", "-m", module)
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The server's environment without anything that may be a secret: the child reads files that strangers made."""
+    kept = {
         name: value
         for name, value in environment.items()
-        if not any(word in name.upper() for word in _SECRET_WORDS)
+        if not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
     }
+    package_root = str(Path(service.__file__).resolve().parent.parent)
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, kept.get("PYTHONPATH"))))
+    # On an abort ggml would start a debugger on itself.
+    kept["GGML_NO_BACKTRACE"] = "1"
+    return kept
 
 
 def bind_to_parent() -> None:

@@ -148,9 +148,11 @@ class Pool:
     async def stop(self, drain_seconds: float) -> None:
         """Let running requests end for at most `drain_seconds`, then end every worker."""
         self.begin_drain()
-        deadline = time.monotonic() + drain_seconds
-        while any(slot.active for slot in self._slots.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL_SECONDS)
+        busy = [asyncio.create_task(slot.worker.wait_until_idle()) for slot in self._slots.values() if slot.worker]
+        if busy:
+            _, late = await asyncio.wait(busy, timeout=drain_seconds)
+            for waiter in late:
+                waiter.cancel()
         if self._reaper is not None:
             self._reaper.cancel()
         loads = [slot.loading for slot in self._slots.values() if slot.loading is not None]
@@ -195,8 +197,7 @@ class Pool:
         slot = self._slots.get(variant.digest)
         if slot is None or slot.worker is None:
             return False
-        while slot.active:
-            await asyncio.sleep(_POLL_SECONDS)
+        await slot.worker.wait_until_idle()
         await self._unload(slot)
         return True
 
@@ -332,9 +333,7 @@ class Pool:
         slot.last_used = time.monotonic()
         slot.last_error = None
         if worker.rung != parse_rung(remembered):
-            await asyncio.to_thread(
-                self._rungs.set_rung, self._options.machine, slot.variant.digest, str(worker.rung)
-            )
+            await asyncio.to_thread(self._rungs.set_rung, self._options.machine, slot.variant.digest, str(worker.rung))
         return worker
 
     async def _make_room(self, slot: _Slot) -> Placement:

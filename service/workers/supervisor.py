@@ -14,7 +14,6 @@ import asyncio
 import itertools
 import os
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,9 +23,9 @@ from pathlib import Path
 
 import structlog
 
-from service.children import child_environment, signal_name
+from service.children import child_argv, child_environment, signal_name
 from service.domain.errors import LoadFailed, QuantryError, WorkerDied, by_code
-from service.domain.generation import Failed, Finished, GenerationRequest, Token
+from service.domain.generation import Failed, GenerationRequest, Token
 from service.domain.memory import Placement
 from service.frames import FrameReader, FrameTooLarge, frame
 from service.workers.ladder import Rung, flags, next_lower
@@ -47,7 +46,7 @@ from service.workers.stream import Stream
 
 log = structlog.get_logger("workers")
 
-WORKER_ARGV = (sys.executable, "-m", "service.workers.worker")
+WORKER_ARGV = child_argv("service.workers.worker")
 # How long an idle OpenMP thread spins before it sleeps. The default spins for ever on few cores, and a busy neighbour
 # then costs 10 to 30 times; 10,000 rounds keep the full pace on a quiet machine (docs/measurements.md).
 _OPENMP_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
@@ -107,6 +106,8 @@ class Worker:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._streams: dict[int, tuple[Stream, float]] = {}  # request id -> stream, seconds spent loading for it
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
@@ -122,6 +123,10 @@ class Worker:
     def active_requests(self) -> int:
         """Requests that have not ended."""
         return len(self._streams)
+
+    async def wait_until_idle(self) -> None:
+        """Return when no request is in it, by whatever end."""
+        await self._idle.wait()
 
     async def start(self) -> None:
         """Bring the child up, one rung lower after each death by a signal.
@@ -166,15 +171,16 @@ class Worker:
 
     def submit(self, request: GenerationRequest, load_seconds: float) -> Stream:
         """Send a request to a ready worker; its events come through the stream."""
-        id = next(self._ids)
+        request_id = next(self._ids)
         stream = Stream(
-            on_cancel=lambda: self._cancel(id), max_buffered_characters=self._options.max_buffered_characters
+            on_cancel=lambda: self._cancel(request_id), max_buffered_characters=self._options.max_buffered_characters
         )
         if self.state is not WorkerState.READY:
             stream.put(_failed_event(self._death()))
             return stream
-        self._streams[id] = (stream, load_seconds)
-        self._send(Submit(id=id, request=request))
+        self._streams[request_id] = (stream, load_seconds)
+        self._idle.clear()
+        self._send(Submit(id=request_id, request=request))
         return stream
 
     async def stop(self, error: QuantryError | None = None) -> None:
@@ -206,7 +212,7 @@ class Worker:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env=child_environment() | _OPENMP_ENVIRONMENT,
+                env=child_environment(os.environ) | _OPENMP_ENVIRONMENT,
                 start_new_session=True,
             )
         except OSError as error:
@@ -256,14 +262,14 @@ class Worker:
                     self._last_pong = time.monotonic()
                     self.free_cells = message.free_cells
         except FrameTooLarge:
-            log.error("worker sent an oversized frame", model=self.name)
+            log.exception("worker sent an oversized frame", model=self.name)
         await self._kill()
         self._died()
 
     async def _watch(self) -> None:
         interval = self._options.hang_seconds / 4
-        for id in itertools.count(1):
-            self._send(Ping(id=id))
+        for number in itertools.count(1):
+            self._send(Ping(id=number))
             await asyncio.sleep(interval)
             if time.monotonic() - self._last_pong > self._hang_seconds:
                 log.error("worker hangs, killing it", model=self.name, pid=self.pid, seconds=self._hang_seconds)
@@ -272,21 +278,27 @@ class Worker:
                 return
 
     def _deliver(self, events: Events) -> None:
-        for id, text in events.texts:
-            if id in self._streams:
-                self._streams[id][0].put(Token(text))
-        for id, finished in events.finished:
-            if id in self._streams:
-                stream, load_seconds = self._streams.pop(id)
-                timings = replace(finished.timings, load_seconds=load_seconds)
-                stream.put(Finished(finished.reason, finished.usage, timings, finished.stop))
-        for id, failed in events.failed:
-            if id in self._streams:
-                self._streams.pop(id)[0].put(failed)
+        for request_id, text in events.texts:
+            if request_id in self._streams:
+                self._streams[request_id][0].put(Token(text))
+        for request_id, finished in events.finished:
+            if request_id in self._streams:
+                stream, load_seconds = self._forget(request_id)
+                stream.put(replace(finished, timings=replace(finished.timings, load_seconds=load_seconds)))
+        for request_id, failed in events.failed:
+            if request_id in self._streams:
+                self._forget(request_id)[0].put(failed)
 
-    def _cancel(self, id: int) -> None:
-        if self._streams.pop(id, None) is not None:
-            self._send(Cancel(id=id))
+    def _cancel(self, request_id: int) -> None:
+        if request_id in self._streams:
+            self._forget(request_id)
+            self._send(Cancel(id=request_id))
+
+    def _forget(self, request_id: int) -> tuple[Stream, float]:
+        found = self._streams.pop(request_id)
+        if not self._streams:
+            self._idle.set()
+        return found
 
     def _send(self, message: ToWorker) -> None:
         # The child reads at once whatever it computes, so the transport's buffer stays small; requests are bounded.
@@ -319,6 +331,7 @@ class Worker:
 
     def _fail_all(self, error: QuantryError) -> None:
         streams, self._streams = self._streams, {}
+        self._idle.set()
         for stream, _ in streams.values():
             stream.put(_failed_event(error))
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.children import bind_to_parent
@@ -43,13 +44,13 @@ _CANARY_TOKENS = 4
 _CANARY_ID = 0  # requests from the server count from 1
 
 
+@dataclass(frozen=True, slots=True)
 class _Prepared:
     """A request whose prompt is tokens now, or an error."""
 
-    def __init__(self, id: int, request: GenerationRequest, outcome: list[int] | QuantryError) -> None:
-        self.id = id
-        self.request = request
-        self.outcome = outcome
+    id: int
+    request: GenerationRequest
+    outcome: list[int] | QuantryError
 
 
 class Worker:
@@ -151,13 +152,13 @@ class Worker:
         texts: list[tuple[int, str]] = []
         finished: list[tuple[int, Finished]] = []
         failed: list[tuple[int, Failed]] = []
-        for id, event in events:
+        for request_id, event in events:
             if isinstance(event, Token):
-                texts.append((id, event.text))
+                texts.append((request_id, event.text))
             elif isinstance(event, Finished):
-                finished.append((id, event))
+                finished.append((request_id, event))
             else:
-                failed.append((id, event))
+                failed.append((request_id, event))
         self._outgoing.put(Events(texts=texts, finished=finished, failed=failed))
 
     def _read(self) -> None:

@@ -1,0 +1,194 @@
+"""Composition root of the server process: settings in, a running server out. Nothing here decides anything.
+
+Start: lock the home, open the database, clean temporary files, recover jobs, start runner and pool, sweep blobs.
+Stop: take no new requests, let streams end, stop jobs (they go back to the queue), end workers, release the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from service import __version__, machine
+from service.api import routes
+from service.api.auth import hash_keys
+from service.api.services import ApiOptions, Services
+from service.jobs.queue import JobQueue
+from service.jobs.runner import JobRunner, RunnerOptions
+from service.logs import configure_logs
+from service.metrics import Metrics
+from service.settings import Settings
+from service.store.blobs import BlobStore
+from service.store.catalog import Catalog
+from service.store.database import open_database
+from service.store.home import lock_home
+from service.workers.pool import Pool, PoolOptions
+from service.workers.supervisor import WorkerOptions
+
+log = structlog.get_logger("app")
+
+SERVER_FILE = "server.json"  # in the home: process id and address of the running server
+_MEMORY_SHARE = 0.8
+_SWEEP_SECONDS = 600.0
+
+
+def create_app(settings: Settings, *, worker_argv: tuple[str, ...] | None = None) -> FastAPI:
+    """The server as an ASGI application. `worker_argv` lets tests wrap the worker child."""
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    app = FastAPI(
+        title="quantry",
+        version=__version__,
+        description="Quantize GGUF language models, see what each level costs, and serve any of them.",
+        lifespan=_lifespan,
+    )
+    engine = open_database(settings.database)
+    catalog = Catalog(engine)
+    blobs = BlobStore(settings.blob_folder, settings.disk_reserve_bytes)
+    queue = JobQueue(engine, settings.max_queued_jobs)
+    runner = JobRunner(
+        queue,
+        catalog,
+        blobs,
+        RunnerOptions(concurrency=settings.job_concurrency, threads=settings.job_threads or 0),
+    )
+    pool = Pool(_pool_options(settings, worker_argv), path_of=blobs.path, rungs=catalog)
+    app.state.settings = settings
+    app.state.queue = queue
+    app.state.services = Services(
+        catalog=catalog, blobs=blobs, jobs=runner, pool=pool, metrics=Metrics(), options=_api_options(settings)
+    )
+    routes.install(app)
+    return app
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. Raises Conflict when another server holds the home."""
+    configure_logs(settings.log_level, settings.log_format)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_seconds) + 2,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = _Server(config, settings.home / SERVER_FILE)
+    server.run()
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says where it listens, and starts draining the moment it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, server_file: Path) -> None:
+        super().__init__(config)
+        self._server_file = server_file
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+        if not self.started or not self.servers:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._server_file.write_text(json.dumps({"pid": os.getpid(), "url": url}))
+        log.info("listening", url=url, version=__version__)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        services: Services = self.config.loaded_app.state.services  # type: ignore[attr-defined]
+        services.pool.begin_drain()
+        log.info("draining", signal=signal.Signals(sig).name)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self._server_file.unlink(missing_ok=True)
+        await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    settings: Settings = app.state.settings
+    with lock_home(settings.home):
+        removed = await asyncio.to_thread(services.blobs.start)
+        await services.jobs.start()
+        await services.pool.start()
+        sweeper = asyncio.create_task(_sweep(app))
+        log.info("started", temps_removed=removed, memory_budget_bytes=services.pool.memory_budget_bytes)
+        try:
+            yield
+        finally:
+            sweeper.cancel()
+            await services.pool.stop(settings.drain_seconds)
+            await services.jobs.stop()
+            log.info("stopped")
+
+
+async def _sweep(app: FastAPI) -> None:
+    """Delete blobs that nothing refers to, now and every ten minutes. Rows go first, then files."""
+    services: Services = app.state.services
+    queue: JobQueue = app.state.queue
+    grace = app.state.settings.blob_grace_seconds
+
+    def sweep_once() -> list[str]:
+        keep = queue.active_digests()
+        services.catalog.forget_unused(keep, grace)
+        return services.blobs.sweep(keep | services.catalog.referenced_digests(), grace)
+
+    while True:
+        try:
+            removed = await asyncio.to_thread(sweep_once)
+            if removed:
+                log.info("swept", blobs=len(removed))
+        except Exception:
+            log.exception("sweep failed")
+        await asyncio.sleep(_SWEEP_SECONDS)
+
+
+def _pool_options(settings: Settings, worker_argv: tuple[str, ...] | None) -> PoolOptions:
+    worker = WorkerOptions(
+        batch_tokens=settings.batch_tokens,
+        threads=settings.threads or machine.physical_cores(),
+        gpu_layers=settings.gpu_layers,
+        load_timeout_seconds=settings.load_timeout_seconds,
+        hang_seconds=settings.worker_hang_seconds,
+        **({} if worker_argv is None else {"argv": worker_argv}),
+    )
+    return PoolOptions(
+        worker=worker,
+        machine=machine.machine_id(),
+        context_length=settings.context_length,
+        parallel=settings.parallel,
+        memory_budget_bytes=settings.memory_budget_bytes or int(machine.memory_bytes() * _MEMORY_SHARE),
+        max_loaded_models=settings.max_loaded_models,
+        max_queued_requests=settings.max_queued_requests,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        queue_timeout_seconds=settings.queue_timeout_seconds,
+    )
+
+
+def _api_options(settings: Settings) -> ApiOptions:
+    return ApiOptions(
+        version=__version__,
+        context_length=settings.context_length,
+        api_key_hashes=hash_keys([key.get_secret_value() for key in settings.api_keys]),
+        allowed_hosts=settings.allowed_hosts,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+        body_read_timeout_seconds=settings.body_read_timeout_seconds,
+        stream_stall_seconds=settings.stream_stall_seconds,
+        import_wait_seconds=settings.import_wait_seconds,
+        llama_build=f"llama-cpp-python {machine.binding_version()}",
+    )
