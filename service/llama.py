@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from service.domain.errors import InvalidParameter, LoadFailed, QuantizationFailed
 
 LogListener = Callable[[int, str], None]
+_FUNCTION = re.compile(r"^(?:\w+: )+")
+_PATH = re.compile(r"'?/[^\s':]+'?")
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LOG_CONTINUATION = 5  # GGML_LOG_LEVEL_CONT: more of the line before
 
@@ -64,11 +67,11 @@ class _ErrorLines:
             self.lines.append(text.strip())
 
     def reason(self) -> str:
-        """The last error without the C++ function name before it; a neutral sentence when there was none."""
+        """The first error, which names the cause, without C++ function names and paths."""
         if not self.lines:
             return "llama.cpp gave no reason"
-        *_, last = self.lines[-1].split(": ", 1)
-        return last[:400]
+        line = _PATH.sub("the file", _FUNCTION.sub("", self.lines[0]))
+        return line.rstrip(".")[:400]
 
 
 _backend_ready = False
@@ -214,7 +217,12 @@ class Model:
         return list(tokens[:count])
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of one token; `special` also gives the text of control tokens, else they are empty."""
+        """The bytes of one token; `special` also gives the text of control tokens, else they are empty.
+
+        Ids outside the vocabulary (models without a BOS token say -1) have no bytes.
+        """
+        if not 0 <= token < self.vocabulary_size:
+            return b""
         buffer = self._piece_buffer
         count = native.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         if count < 0:

@@ -18,11 +18,11 @@ class JobKind(StrEnum):
 class JobStatus(StrEnum):
     """Where a job stands.
 
-        queued ──> running ──> succeeded
-          │          │ ├─────> failed
-          │          │ └─────> cancelled
-          │          └───────> queued      (the server went down; at most `max_attempts` times)
-          └──────────────────> cancelled
+    queued ──> running ──> succeeded
+      │          │ ├─────> failed
+      │          │ └─────> cancelled
+      │          └───────> queued      (the server went down; at most `max_attempts` times)
+      └──────────────────> cancelled
     """
 
     QUEUED = "queued"

@@ -9,7 +9,7 @@ from service.domain.catalog import FileFacts, ModelShape
 _F16_BYTES = 2
 _F32_BYTES = 4
 _MICRO_BATCH_TOKENS = 512  # llama.cpp computes at most this many tokens at once (n_ubatch)
-_RUNTIME_BYTES = 96 * 1024 * 1024  # interpreter, numpy and llama.cpp's own tables in a worker, measured
+_RUNTIME_BYTES = 56 * 1024 * 1024  # interpreter, numpy and llama.cpp's own tables in a worker, measured
 
 
 @dataclass(frozen=True, slots=True)

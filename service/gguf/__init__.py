@@ -1,0 +1,1 @@
+"""The GGUF format: bounded reading and validation of untrusted files. Child processes only, standard library only."""

@@ -1,0 +1,1 @@
+"""GGUF in, GGUF or figures out: planning a level and making it. Child processes only."""

@@ -1,0 +1,363 @@
+"""The catalogue: models, variants, tags, blobs, plans, figures; what `resolve(name)` answers from. Server process only.
+
+Every change is one transaction. What a name means is decided in `naming`; this file only fetches and writes rows,
+and no row, SQL or integrity error leaves it. It knows blobs by digest and size, never their files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+
+from sqlalchemy import Connection, Engine, delete, exists, insert, select, update
+
+from service.domain.catalog import FileFacts, LevelPlan, Lineage, Measurement, Variant
+from service.domain.errors import BlobNotFound, Conflict, InternalError, ModelNotFound, NameTaken
+from service.domain.jobs import MadeFile
+from service.domain.names import ModelKey, ModelRef, closest, parse_digest, parse_ref
+from service.store import naming
+from service.store.database import (
+    blobs,
+    from_json,
+    launch_rungs,
+    measurements,
+    models,
+    now,
+    plans,
+    read,
+    tags,
+    to_json,
+    variants,
+    write,
+)
+from service.store.rows import Memory, fetch
+
+_CLOSEST_AMONG = 1000
+_MODELS_REMEMBERED = 10_000
+_IN_USE = exists().where(variants.c.digest == blobs.c.digest)
+_BLOB = select(
+    blobs.c.digest, blobs.c.size_bytes, blobs.c.corrupt, _IN_USE.label("in_use"), blobs.c.created_at
+).order_by(blobs.c.created_at, blobs.c.digest)
+
+Target = ModelRef | tuple[ModelKey, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A row of the blob table. `in_use`: some variant is made of it."""
+
+    digest: str
+    size_bytes: int
+    corrupt: bool
+    in_use: bool
+    created_at: str
+
+
+class Catalog:
+    """What the store holds, by name. Methods block on the database and may be called from any thread.
+
+    Beside their own errors they raise Busy, and DiskFull when a change finds no room.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._memory = Memory()
+        # folded model -> (its variants and their tags, their aliases)
+        self._aliases: dict[str, tuple[list[tuple[int, tuple[str, ...]]], dict[int, list[str]]]] = {}
+
+    # --- variants ------------------------------------------------------------------------------------------------
+
+    def add_variant(self, target: Target, made: MadeFile, lineage: Lineage) -> Variant:
+        """Enter a committed blob as a variant of `target`: an import's reference, or (model, flavour).
+
+        The same file under the same name is the variant that is there. Raises LabelMismatch, InvalidName, and
+        NameTaken when the name stands for another file.
+        """
+        quantization = made.facts.quantization
+        if isinstance(target, ModelRef):
+            naming.check_label(target, quantization)
+            key, flavour = target.key, target.flavour
+        else:
+            key, flavour = target
+        naming.check_canonical(key, flavour, quantization)
+        digest = parse_digest(made.digest)
+        with write(self._engine) as connection:
+            _add_blob(connection, digest, made.size_bytes)
+            if made.plans:
+                connection.execute(delete(plans).where(plans.c.digest == digest))
+                planned = enumerate(map(to_json, made.plans))
+                connection.execute(insert(plans), [{"digest": digest, "position": i, "plan": p} for i, p in planned])
+            return _add_variant(connection, key, flavour, digest, made.facts, lineage)
+
+    def resolve(self, name: str | ModelRef) -> Variant:
+        """The variant a name means. Raises InvalidName, and ModelNotFound with the closest names."""
+        ref = parse_ref(name) if isinstance(name, str) else name
+        with read(self._engine) as connection:
+            variant = naming.choose(ref, _of_model(connection, ref.key))
+            if variant is None:
+                raise _not_found(connection, ref)
+        return variant
+
+    def variant(self, variant_id: int) -> Variant:
+        """The variant with that id. Raises ModelNotFound."""
+        with read(self._engine) as connection:
+            return _by_id(connection, variant_id)
+
+    def variants(self, model: str | None = None) -> list[Variant]:
+        """All variants, or those of one model (a tag in its name does not count), by model, oldest first."""
+        key = None if model is None else parse_ref(model).key
+        with read(self._engine) as connection:
+            return self._memory.fetch_all(connection) if key is None else _of_model(connection, key)
+
+    def recommended(self, model: ModelKey, flavour: str = "") -> Variant | None:
+        """The best variant of a model's flavour by `quants.preference`, whatever its owner has tagged."""
+        with read(self._engine) as connection:
+            found = _of_model(connection, model)
+        return naming.best(v for v in found if v.flavour.lower() == flavour.lower())
+
+    def aliases(self, variant: Variant) -> list[str]:
+        """Every name but the canonical one that resolves to `variant`, shortest first."""
+        return self.aliases_of([variant])[variant.id]
+
+    def aliases_of(self, listed: Sequence[Variant]) -> dict[int, list[str]]:
+        """`aliases` for a list, in one query: variant id -> names; none for a variant that is gone."""
+        found: dict[int, list[str]] = {variant.id: [] for variant in listed}
+        keys = {variant.model.folded for variant in listed}
+        with read(self._engine) as connection:
+            # The names of one variant depend on all variants of its model.
+            known = _of_model(connection, listed[0].model) if len(keys) == 1 else self._memory.fetch_all(connection)
+        current = {
+            folded: self._aliases_in(folded, list(group))
+            for folded, group in groupby(known, key=lambda variant: variant.model.folded)
+        }
+        for names in current.values():
+            found.update((variant_id, list(names[variant_id])) for variant_id in names.keys() & found.keys())
+        return found
+
+    def _aliases_in(self, folded: str, group: list[Variant]) -> dict[int, list[str]]:
+        signature = [(variant.id, variant.tags) for variant in group]
+        remembered = self._aliases.get(folded)
+        if remembered is None or remembered[0] != signature:
+            if len(self._aliases) >= _MODELS_REMEMBERED:
+                self._aliases = {}
+            self._aliases[folded] = remembered = (signature, naming.aliases_in(group))
+        return remembered[1]
+
+    def copy(self, source: Variant, destination: ModelRef) -> Variant:
+        """Give `source` a second name, without a second file: see `naming.plan_copy`. A tag that exists moves.
+
+        Raises LabelMismatch, InvalidName, ModelNotFound when the source is gone, and NameTaken when the
+        destination stands for another file.
+        """
+        plan = naming.plan_copy(source, destination)
+        if plan.flavour is not None:
+            naming.check_canonical(destination.key, plan.flavour, source.quantization)
+        with write(self._engine) as connection:
+            target = _by_id(connection, source.id)
+            if plan.flavour is not None:
+                key, digest = destination.key, target.digest
+                target = _add_variant(connection, key, plan.flavour, digest, target.facts, target.lineage)
+            if plan.word is not None:
+                _set_tag(connection, target, plan.word)
+            return _by_id(connection, target.id)
+
+    def delete(self, ref: ModelRef) -> list[Variant]:
+        """Remove what `naming.plan_delete` says; returns the variants removed, none when only a tag went.
+
+        Blobs that no variant needs any more lose their row; their files go with the next sweep. Raises
+        ModelNotFound, and Conflict for a name that reaches a variant by rule alone.
+        """
+        with write(self._engine) as connection:
+            found = _of_model(connection, ref.key)
+            plan = naming.plan_delete(ref, found)
+            if plan is None:
+                raise _not_found(connection, ref)
+            model = models.c.folded == ref.key.folded
+            if plan.word is not None:
+                owner = select(models.c.id).where(model).scalar_subquery()
+                connection.execute(delete(tags).where(tags.c.model_id == owner, tags.c.word_folded == plan.word))
+                return []
+            connection.execute(delete(variants).where(variants.c.id.in_([v.id for v in plan.variants])))
+            digests = {v.digest for v in plan.variants}
+            connection.execute(delete(blobs).where(blobs.c.digest.in_(digests), ~_IN_USE))
+            if len(plan.variants) == len(found):
+                connection.execute(delete(models).where(model))
+            return list(plan.variants)
+
+    # --- blobs ---------------------------------------------------------------------------------------------------
+
+    def add_blob(self, digest: str, size_bytes: int) -> None:
+        """Enter a committed upload. Does nothing when it is known."""
+        with write(self._engine) as connection:
+            _add_blob(connection, parse_digest(digest), size_bytes)
+
+    def forget_blob(self, digest: str) -> bool:
+        """Remove a blob's row, so that the next sweep takes its file. False when there is none.
+
+        Raises Conflict while a variant is made of it.
+        """
+        with write(self._engine) as connection:
+            if connection.execute(select(variants.c.id).where(variants.c.digest == digest)).first() is not None:
+                raise Conflict("A model is made of this blob; delete the model instead.", param="digest")
+            return connection.execute(delete(blobs).where(blobs.c.digest == digest)).rowcount > 0
+
+    def forget_unused(self, keep: frozenset[str], grace_seconds: float) -> list[str]:
+        """Remove the rows of uploads that became no variant within `grace_seconds`, except `keep`; their digests."""
+        before = (datetime.now(UTC) - timedelta(seconds=grace_seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        with write(self._engine) as connection:
+            unused = connection.execute(select(blobs.c.digest).where(~_IN_USE, blobs.c.created_at <= before))
+            gone = [digest for digest in unused.scalars() if digest not in keep]
+            if gone:
+                connection.execute(delete(blobs).where(blobs.c.digest.in_(gone)))
+        return gone
+
+    def blobs(self) -> list[StoredBlob]:
+        """Every blob with a row, oldest first."""
+        with read(self._engine) as connection:
+            return [StoredBlob(*row) for row in connection.execute(_BLOB)]
+
+    def blob(self, digest: str) -> StoredBlob | None:
+        """The blob with that digest, if it has a row."""
+        with read(self._engine) as connection:
+            row = connection.execute(_BLOB.where(blobs.c.digest == digest)).one_or_none()
+        return None if row is None else StoredBlob(*row)
+
+    def referenced_digests(self) -> frozenset[str]:
+        """What the sweep must keep: every blob with a row."""
+        with read(self._engine) as connection:
+            return frozenset(connection.execute(select(blobs.c.digest)).scalars())
+
+    def mark_corrupt(self, digest: str, corrupt: bool) -> None:
+        """Note that a blob's bytes no longer match, or match again. Raises BlobNotFound."""
+        with write(self._engine) as connection:
+            changed = connection.execute(update(blobs).where(blobs.c.digest == digest).values(corrupt=corrupt))
+            if changed.rowcount == 0:
+                raise BlobNotFound(f"No blob {digest}; upload or import it again.")
+
+    def plans(self, digest: str) -> list[LevelPlan]:
+        """What could be made from that file, in the order planned; empty when nothing was planned."""
+        with read(self._engine) as connection:
+            rows = connection.execute(select(plans.c.plan).where(plans.c.digest == digest).order_by(plans.c.position))
+            return [from_json(plan, LevelPlan) for plan in rows.scalars()]
+
+    # --- figures -------------------------------------------------------------------------------------------------
+
+    def add_measurement(self, variant_id: int, name: str, value: float, unit: str) -> None:
+        """Note a figure measured here; it takes the place of an older one of that name. Raises ModelNotFound."""
+        with write(self._engine) as connection:
+            _by_id(connection, variant_id)
+            same = (measurements.c.variant_id == variant_id, measurements.c.name == name)
+            connection.execute(delete(measurements).where(*same))
+            row = {"variant_id": variant_id, "name": name, "value": value, "unit": unit, "created_at": now()}
+            connection.execute(insert(measurements), row)
+
+    def measurements(self, variant_id: int) -> list[Measurement]:
+        """The figures of one variant, by name."""
+        return self.measurements_of([variant_id])[variant_id]
+
+    def measurements_of(self, variant_ids: Iterable[int]) -> dict[int, list[Measurement]]:
+        """`measurements` for a list, in one query: variant id -> figures."""
+        wanted = set(variant_ids)
+        columns = (measurements.c.name, measurements.c.value, measurements.c.unit, measurements.c.created_at)
+        query = select(measurements.c.variant_id, *columns).order_by(measurements.c.name)
+        if len(wanted) == 1:
+            query = query.where(measurements.c.variant_id.in_(wanted))
+        found: dict[int, list[Measurement]] = {variant_id: [] for variant_id in wanted}
+        with read(self._engine) as connection:
+            for variant_id, name, value, unit, created_at in connection.execute(query):
+                if variant_id in found:
+                    found[variant_id].append(Measurement(name, value, unit, created_at))
+        return found
+
+    def rung(self, machine: str, digest: str) -> str | None:
+        """The rung of the launch ladder that last worked for that file on that machine."""
+        at = (launch_rungs.c.machine == machine, launch_rungs.c.digest == digest)
+        with read(self._engine) as connection:
+            return connection.execute(select(launch_rungs.c.rung).where(*at)).scalar_one_or_none()
+
+    def set_rung(self, machine: str, digest: str, rung: str) -> None:
+        """Remember that rung. Does nothing for a blob that has been deleted meanwhile."""
+        with write(self._engine) as connection:
+            at = (launch_rungs.c.machine == machine, launch_rungs.c.digest == digest)
+            connection.execute(delete(launch_rungs).where(*at))
+            if connection.execute(select(blobs.c.digest).where(blobs.c.digest == digest)).first() is not None:
+                row = {"machine": machine, "digest": digest, "rung": rung, "updated_at": now()}
+                connection.execute(insert(launch_rungs), row)
+
+
+def _of_model(connection: Connection, key: ModelKey) -> list[Variant]:
+    return fetch(connection, models.c.folded == key.folded)
+
+
+def _by_id(connection: Connection, variant_id: int) -> Variant:
+    found = fetch(connection, variants.c.id == variant_id)
+    if not found:
+        raise ModelNotFound("This variant has been deleted; list the variants for what is there.")
+    return found[0]
+
+
+def _add_blob(connection: Connection, digest: str, size_bytes: int) -> None:
+    known = connection.execute(select(blobs.c.size_bytes).where(blobs.c.digest == digest)).scalar_one_or_none()
+    if known is None:
+        row = {"digest": digest, "size_bytes": size_bytes, "corrupt": False, "created_at": now()}
+        connection.execute(insert(blobs), row)
+    elif known != size_bytes:
+        raise InternalError("One digest with two sizes; verify the blobs of this store.")
+
+
+def _add_variant(
+    connection: Connection, key: ModelKey, flavour: str, digest: str, facts: FileFacts, lineage: Lineage
+) -> Variant:
+    siblings = _of_model(connection, key)
+    for sibling in siblings:
+        if sibling.flavour.lower() == flavour.lower():
+            flavour = sibling.flavour  # the spelling that came first
+            if sibling.quantization == facts.quantization:
+                if sibling.digest == digest:
+                    return sibling
+                raise NameTaken(
+                    f"{sibling.name} is another file; delete it first, or copy or import to another name.", param="name"
+                )
+    model_id = connection.execute(select(models.c.id).where(models.c.folded == key.folded)).scalar_one_or_none()
+    if model_id is None:
+        row = {"folded": key.folded, "host": key.host, "namespace": key.namespace, "model": key.model}
+        statement = insert(models).values(**row, created_at=now()).returning(models.c.id)
+        model_id = connection.execute(statement).scalar_one()
+    values = {
+        "model_id": model_id,
+        "flavour": flavour,
+        "flavour_folded": flavour.lower(),
+        "quantization": facts.quantization,
+        "digest": digest,
+        "facts": to_json(facts),
+        "lineage": to_json(lineage),
+        "created_at": now(),
+    }
+    variant_id = connection.execute(insert(variants).values(**values).returning(variants.c.id)).scalar_one()
+    return _by_id(connection, variant_id)
+
+
+def _set_tag(connection: Connection, target: Variant, word: str) -> None:
+    siblings = _of_model(connection, target.model)
+    for sibling in siblings:
+        if sibling.tag.lower() == word.lower():
+            raise NameTaken(f"{sibling.name} is another file; delete it first, or copy to another name.", param="name")
+    model_id = connection.execute(select(variants.c.model_id).where(variants.c.id == target.id)).scalar_one()
+    connection.execute(delete(tags).where(tags.c.model_id == model_id, tags.c.word_folded == word.lower()))
+    row = {"model_id": model_id, "word": word, "word_folded": word.lower(), "variant_id": target.id}
+    connection.execute(insert(tags), {**row, "created_at": now()})
+
+
+def _not_found(connection: Connection, ref: ModelRef) -> ModelNotFound:
+    siblings = _of_model(connection, ref.key)
+    if siblings:
+        names = [name for v in siblings for name in (v.name, *(f"{v.model.display}:{tag}" for tag in v.tags))]
+        near = closest(ref.display, names) or names[:5]
+    else:
+        columns = (models.c.host, models.c.namespace, models.c.model)
+        newest = connection.execute(select(*columns).order_by(models.c.id.desc()).limit(_CLOSEST_AMONG)).all()
+        near = closest(ref.key.display, [ModelKey(*row).display for row in newest])
+    remedy = f"the closest names are {', '.join(near)}" if near else "import it first, or list what is there"
+    return ModelNotFound(f"No model {ref.display!r}; {remedy}.", param="model")

@@ -1,0 +1,60 @@
+"""A server that is killed, at whatever step, leaves a store that the next one can work with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.domain.errors import Conflict
+from service.store.home import lock_home
+
+ROOT = Path(__file__).parents[3]
+HOLD_THE_LOCK = """
+import sys, time
+from pathlib import Path
+from service.store.home import lock_home
+lock = lock_home(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def _python(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_kill_at_any_step_breaks_no_invariant(tmp_path: Path) -> None:
+    with _python("-W", "error", str(Path(__file__).with_name("kill_at.py")), str(tmp_path)) as driver:
+        output, errors = driver.communicate(timeout=110)
+    assert driver.returncode == 0, errors
+    assert int(output) > 100
+
+
+def test_the_lock_of_a_killed_server_is_free(tmp_path: Path) -> None:
+    with _python("-c", HOLD_THE_LOCK, str(tmp_path)) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "held\n"
+        with pytest.raises(Conflict):
+            lock_home(tmp_path)
+        server.send_signal(signal.SIGKILL)
+        server.wait(timeout=10)
+    lock_home(tmp_path).release()
+
+
+def test_children_do_not_inherit_the_lock(tmp_path: Path) -> None:
+    lock = lock_home(tmp_path)
+    with subprocess.Popen(["sleep", "30"], close_fds=False) as child:
+        lock.release()
+        lock_home(tmp_path).release()
+        child.kill()
