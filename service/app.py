@@ -33,11 +33,12 @@ from service.store.catalog import Catalog
 from service.store.database import open_database
 from service.store.home import lock_home
 from service.workers.pool import Pool, PoolOptions
-from service.workers.supervisor import WorkerOptions
+from service.workers.supervisor import WORKER_ARGV, WorkerOptions
 
 log = structlog.get_logger("app")
 
 SERVER_FILE = "server.json"  # in the home: process id and address of the running server
+_MAX_HEAD_BYTES = 16 * 1024
 _MEMORY_SHARE = 0.8
 _SWEEP_SECONDS = 600.0
 
@@ -82,10 +83,14 @@ def serve(settings: Settings) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
+        ws="none",
+        # h11 bounds the size of request heads, httptools does not; the streams are small beside what computes them.
+        http="h11",
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         timeout_graceful_shutdown=int(settings.drain_seconds) + 2,
-        h11_max_incomplete_event_size=64 * 1024,
     )
-    server = _Server(config, settings.home / SERVER_FILE)
+    server = _Server(config, settings.home / SERVER_FILE, app.state.services.pool)
     server.run()
     return 0 if server.started else 1
 
@@ -93,9 +98,10 @@ def serve(settings: Settings) -> int:
 class _Server(uvicorn.Server):
     """uvicorn that says where it listens, and starts draining the moment it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, server_file: Path) -> None:
+    def __init__(self, config: uvicorn.Config, server_file: Path, pool: Pool) -> None:
         super().__init__(config)
         self._server_file = server_file
+        self._pool = pool
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets=sockets)  # type: ignore[arg-type]
@@ -107,8 +113,7 @@ class _Server(uvicorn.Server):
         log.info("listening", url=url, version=__version__)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        services: Services = self.config.loaded_app.state.services  # type: ignore[attr-defined]
-        services.pool.begin_drain()
+        self._pool.begin_drain()
         log.info("draining", signal=signal.Signals(sig).name)
         super().handle_exit(sig, frame)
 
@@ -164,7 +169,7 @@ def _pool_options(settings: Settings, worker_argv: tuple[str, ...] | None) -> Po
         gpu_layers=settings.gpu_layers,
         load_timeout_seconds=settings.load_timeout_seconds,
         hang_seconds=settings.worker_hang_seconds,
-        **({} if worker_argv is None else {"argv": worker_argv}),
+        argv=worker_argv or WORKER_ARGV,
     )
     return PoolOptions(
         worker=worker,

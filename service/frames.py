@@ -1,62 +1,73 @@
 """The only format between processes: msgpack frames behind a 4-byte big-endian length. No pickle, ever.
 
-Shared by worker children and job children; knows nothing of what the frames say.
+Shared by the server, worker children and job children; knows nothing of what the frames say.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
-from typing import BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import msgspec
 
-MAX_FRAME_BYTES = 64 * 1024 * 1024
+# Room for 35 plans that each name every tensor of a large mixture model; anything longer is no frame of ours.
+MAX_FRAME_BYTES = 16 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
 
 T = TypeVar("T")
 
+_encoder = msgspec.msgpack.Encoder()
 
-class FrameTooLarge(Exception):
-    """The other side announced a frame over the limit: it is broken or hostile, hang up."""
+
+class BadFrame(Exception):
+    """The other side wrote something that is no frame; the connection is of no more use."""
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The frame for a message, length first. BadFrame when it is over the limit."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise BadFrame(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
 
 
 class FrameReader(Generic[T]):
-    """Decodes frames of one tagged union."""
+    """Decodes frames that are one of a union of tagged structs."""
 
-    def __init__(self, kind: type[T]) -> None:
-        """`kind` is the type (or union) every frame must have."""
-        self._decoder = msgspec.msgpack.Decoder(kind)
+    def __init__(self, kind: Any) -> None:
+        """`kind` is the union, the run-time form of `T`."""
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
 
     async def read(self, stream: asyncio.StreamReader) -> T | None:
-        """The next frame, or None at the end of the stream (a frame cut short counts as the end)."""
+        """The next message; None at the end of the stream, also for a frame cut short by the other side's death.
+
+        Raises BadFrame for what is no message.
+        """
         try:
-            size = _size(await stream.readexactly(_LENGTH.size))
-            return self._decoder.decode(await stream.readexactly(size))
+            size = _body_length(await stream.readexactly(_LENGTH.size))
+            return self._decode(await stream.readexactly(size))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
     def read_blocking(self, stream: BinaryIO) -> T | None:
-        """As `read`, from a blocking stream in a child."""
-        head = stream.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
+        """As `read`, from a blocking stream."""
+        prefix = stream.read(_LENGTH.size)
+        if len(prefix) < _LENGTH.size:
             return None
-        size = _size(head)
+        size = _body_length(prefix)
         body = stream.read(size)
-        return self._decoder.decode(body) if len(body) == size else None
+        return self._decode(body) if len(body) == size else None
+
+    def _decode(self, body: bytes) -> T:
+        try:
+            return self._decoder.decode(body)
+        except msgspec.MsgspecError as problem:
+            raise BadFrame(str(problem)) from problem
 
 
-_encoder = msgspec.msgpack.Encoder()
-
-
-def frame(message: msgspec.Struct) -> bytes:
-    """A message as bytes on the wire."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def _size(head: bytes) -> int:
-    size: int = _LENGTH.unpack(head)[0]
+def _body_length(prefix: bytes) -> int:
+    size = int(_LENGTH.unpack(prefix)[0])
     if size > MAX_FRAME_BYTES:
-        raise FrameTooLarge(f"frame of {size} bytes")
+        raise BadFrame(f"a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
     return size

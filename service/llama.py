@@ -19,7 +19,6 @@ from typing import Any
 
 import llama_cpp.llama_cpp as native
 import numpy as np
-from llama_cpp import _ggml
 from numpy.typing import NDArray
 
 from service.domain.errors import InvalidParameter, LoadFailed, QuantizationFailed
@@ -82,11 +81,15 @@ def start_backend() -> None:
     global _backend_ready
     if _backend_ready:
         return
-    loader = getattr(_ggml.libggml, "ggml_backend_load_all_from_path", None)
-    if loader is not None:
+    # libllama's own handle: a wheel holds copies of libggml under several names, each with a registry of its own, and
+    # only the one that libllama is linked to counts.
+    library = native._lib
+    library.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if library.ggml_backend_reg_count() == 0:
+        loader = library.ggml_backend_load_all_from_path
         loader.argtypes = [ctypes.c_char_p]
         loader.restype = None
-        loader(os.fsencode(_ggml.libggml_base_path))
+        loader(os.fsencode(Path(native.__file__).parent / "lib"))
     native.llama_backend_init()
     _backend_ready = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from service.domain.errors import InternalError, PromptTooLong, QuantryError
+from service.domain.errors import InternalError, InvalidParameter, PromptTooLong, QuantryError
 from service.domain.generation import (
     Failed,
     Finished,
@@ -67,7 +67,11 @@ class Engine:
         return self._scheduler.cells - self._scheduler.used_cells
 
     def submit(self, request_id: int, tokens: list[int], request: GenerationRequest) -> None:
-        """Take a tokenized request. Raises PromptTooLong when it leaves no room for an answer."""
+        """Take a tokenized request. Raises PromptTooLong when it leaves no room, InvalidParameter when it is empty."""
+        if not tokens:
+            raise InvalidParameter(
+                "The prompt is empty and this model adds no token of its own; send some text.", param="prompt"
+            )
         room = self.context_length - len(tokens)
         if room < 1:
             raise PromptTooLong(
@@ -144,9 +148,7 @@ class Engine:
         elif generation.generated >= generation.max_tokens:
             self._finish(generation, FinishReason.LENGTH, events)
 
-    def _finish(
-        self, generation: _Generation, reason: FinishReason, events: list[tuple[int, GenerationEvent]]
-    ) -> None:
+    def _finish(self, generation: _Generation, reason: FinishReason, events: list[tuple[int, GenerationEvent]]) -> None:
         request_id = generation.sequence.request_id
         rest = generation.text.finish()
         if rest:

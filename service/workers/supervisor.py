@@ -27,7 +27,7 @@ from service.children import child_argv, child_environment, signal_name
 from service.domain.errors import LoadFailed, QuantryError, WorkerDied, by_code
 from service.domain.generation import Failed, GenerationRequest, Token
 from service.domain.memory import Placement
-from service.frames import FrameReader, FrameTooLarge, frame
+from service.frames import BadFrame, FrameReader, encode
 from service.workers.ladder import Rung, flags, next_lower
 from service.workers.protocol import (
     Cancel,
@@ -100,6 +100,7 @@ class Worker:
         self.load_seconds = 0.0
         self.last_error: str | None = None
         self.free_cells = 0
+        self._frames: FrameReader[FromWorker] = FrameReader(FromWorker)
         self._options = options
         self._on_death = on_death
         self._process: asyncio.subprocess.Process | None = None
@@ -234,7 +235,7 @@ class Worker:
                 flash_attention=launch.flash_attention,
             )
         )
-        message = await self._frames().read(self._reader)
+        message = await self._frames.read(self._reader)
         if isinstance(message, LoadFailedFrame):
             raise by_code(message.code)(message.message)
         return message if isinstance(message, Ready) else None
@@ -253,16 +254,15 @@ class Worker:
 
     async def _listen(self) -> None:
         assert self._reader is not None
-        frames = self._frames()
         try:
-            while (message := await frames.read(self._reader)) is not None:
+            while (message := await self._frames.read(self._reader)) is not None:
                 if isinstance(message, Events):
                     self._deliver(message)
                 elif isinstance(message, Pong):
                     self._last_pong = time.monotonic()
                     self.free_cells = message.free_cells
-        except FrameTooLarge:
-            log.exception("worker sent an oversized frame", model=self.name)
+        except BadFrame:
+            log.exception("worker sent no frame of ours", model=self.name)
         await self._kill()
         self._died()
 
@@ -303,7 +303,7 @@ class Worker:
     def _send(self, message: ToWorker) -> None:
         # The child reads at once whatever it computes, so the transport's buffer stays small; requests are bounded.
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frame(message))
+            self._writer.write(encode(message))
 
     # --- ending ------------------------------------------------------------------------------------------------
 
@@ -369,10 +369,6 @@ class Worker:
 
     def _tail(self) -> list[str]:
         return list(self._stderr)
-
-    @staticmethod
-    def _frames() -> FrameReader[FromWorker]:
-        return FrameReader(FromWorker)  # type: ignore[arg-type]
 
 
 def _failed_event(error: QuantryError) -> Failed:

@@ -22,7 +22,7 @@ from service.domain.errors import QuantryError
 from service.domain.generation import Failed, Finished, GenerationEvent, GenerationRequest, SamplingParams, Token
 from service.engine.engine import Engine
 from service.engine.prompt import PromptRenderer
-from service.frames import FrameReader, frame
+from service.frames import FrameReader, encode
 from service.llama import Context, Model
 from service.workers.protocol import (
     VERSION,
@@ -60,7 +60,7 @@ class Worker:
         """`channel` is one end of a stream socket pair."""
         self._stream = channel.makefile("rb")
         self._channel = channel
-        self._frames: FrameReader[ToWorker] = FrameReader(ToWorker)  # type: ignore[arg-type]
+        self._frames: FrameReader[ToWorker] = FrameReader(ToWorker)
         self._commands: queue.SimpleQueue[_Prepared | Cancel | Ping | Close] = queue.SimpleQueue()
         self._prompts: queue.SimpleQueue[Submit] = queue.SimpleQueue()
         self._outgoing: queue.SimpleQueue[FromWorker] = queue.SimpleQueue()
@@ -77,7 +77,7 @@ class Worker:
             model, engine = _load(load)
             slowest_step = _run_canary(model, engine, load.batch_tokens)
         except QuantryError as error:
-            self._channel.sendall(frame(LoadFailed(code=error.code, message=error.message)))
+            self._channel.sendall(encode(LoadFailed(code=error.code, message=error.message)))
             return 0
         self._start_threads(model)
         self._outgoing.put(
@@ -184,7 +184,7 @@ class Worker:
     def _write(self) -> None:
         while True:
             try:
-                self._channel.sendall(frame(self._outgoing.get()))
+                self._channel.sendall(encode(self._outgoing.get()))
             except OSError:
                 os._exit(0)
 

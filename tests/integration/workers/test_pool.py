@@ -103,7 +103,7 @@ async def answer(pool: Pool, request: GenerationRequest, of: Variant | None = No
 async def until(condition: Callable[[], bool]) -> None:
     """Poll: what is waited for happens in another process."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.002)
 
 

@@ -1,0 +1,170 @@
+"""Variants and plans as the native API shows them. Decides what could still be made; changes nothing.
+
+Everything here may run off the event loop: it only reads.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from service.api.catalogue_shapes import (
+    AvailableShape,
+    LineageShape,
+    MeasurementShape,
+    PlanShape,
+    RecipeShape,
+    ReferenceShape,
+    VariantListing,
+    VariantShape,
+)
+from service.api.services import Services
+from service.domain.catalog import LevelPlan, Measurement, Variant
+from service.domain.quants import QUANTIZATIONS, Reference
+
+REFERENCE_SOURCE = "published figures for one 7B model; not measured here"
+
+
+def list_variants(services: Services, model: str | None, context: int | None) -> VariantListing:
+    """Every variant (of one model), and what could be made from the stored sources but is not there."""
+    variants = services.catalog.variants(model)
+    aliases = services.catalog.aliases_of(variants)
+    measured = services.catalog.measurements_of([variant.id for variant in variants])
+    shapes = [
+        _variant_shape(services, variant, aliases[variant.id], measured[variant.id], context) for variant in variants
+    ]
+    available = [
+        _available_shape(services, source, plan, context)
+        for source in best_sources(variants)
+        for plan in missing_levels(source, variants, services.catalog.plans(source.digest))
+    ]
+    return VariantListing(data=shapes, available=available)
+
+
+def show_variant(services: Services, variant: Variant, context: int | None = None) -> VariantShape:
+    """One variant."""
+    aliases = services.catalog.aliases(variant)
+    return _variant_shape(services, variant, aliases, services.catalog.measurements(variant.id), context)
+
+
+def best_sources(variants: Sequence[Variant]) -> list[Variant]:
+    """For each model and flavour the variant to quantize from: one that lost nothing, then the one with most bits."""
+    families: defaultdict[tuple[str, str], list[Variant]] = defaultdict(list)
+    for variant in variants:
+        if not variant.corrupt:
+            families[variant.model.folded, variant.flavour.lower()].append(variant)
+    return [
+        min(family, key=lambda variant: (variant.lossy, -variant.facts.bits_per_weight, variant.id))
+        for family in families.values()
+    ]
+
+
+def missing_levels(source: Variant, variants: Sequence[Variant], plans: Sequence[LevelPlan]) -> list[LevelPlan]:
+    """The plans of `source` whose level is not there yet."""
+    family = (source.model.folded, source.flavour.lower())
+    there = {v.quantization for v in variants if (v.model.folded, v.flavour.lower()) == family}
+    return [plan for plan in plans if plan.quantization not in there]
+
+
+def as_level(source: Variant, plan: LevelPlan) -> Variant:
+    """What the plan of `source` would become, for working out its memory."""
+    overhead_bytes = source.size_bytes - source.facts.tensor_bytes
+    facts = replace(
+        source.facts,
+        quantization=plan.quantization,
+        bits_per_weight=plan.bits_per_weight,
+        tensor_bytes=max(0, plan.size_bytes - overhead_bytes),
+    )
+    return replace(source, quantization=plan.quantization, size_bytes=plan.size_bytes, facts=facts)
+
+
+def plan_shape(services: Services, source: Variant, plan: LevelPlan) -> PlanShape:
+    """One level of a dry run."""
+    level = as_level(source, plan)
+    return PlanShape(
+        quantization=plan.quantization,
+        size_bytes=plan.size_bytes,
+        bits_per_weight=plan.bits_per_weight,
+        needs_imatrix=plan.needs_imatrix,
+        fallbacks=list(plan.fallbacks),
+        types=dict(plan.types),
+        memory_bytes=services.pool.memory_needed(level, None).total_bytes,
+        fits=_fits(services, level, None),
+        error=plan.error,
+    )
+
+
+def _variant_shape(
+    services: Services, variant: Variant, aliases: Sequence[str], measured: Sequence[Measurement], context: int | None
+) -> VariantShape:
+    facts, lineage = variant.facts, variant.lineage
+    level = QUANTIZATIONS.get(variant.quantization)
+    return VariantShape(
+        name=variant.name,
+        aliases=list(aliases),
+        model=variant.model.display,
+        quantization=variant.quantization,
+        bits_per_weight=facts.bits_per_weight,
+        size_bytes=variant.size_bytes,
+        digest=variant.digest,
+        parameters=facts.parameters,
+        context_length=facts.shape.context_length,
+        recommended=level.recommended if level else False,
+        advice=level.advice if level else None,
+        reference=_reference(level.reference) if level else None,
+        measured=[MeasurementShape(name=m.name, value=m.value, unit=m.unit, created_at=m.created_at) for m in measured],
+        memory_bytes=services.pool.memory_needed(variant, context).total_bytes,
+        loaded=services.pool.is_loaded(variant.digest),
+        lossy=variant.lossy,
+        corrupt=variant.corrupt,
+        lineage=LineageShape(
+            origin=lineage.origin,
+            source=lineage.source_name,
+            source_digest=lineage.source_digest,
+            recipe=RecipeShape(
+                quantization=lineage.recipe.quantization, allow_requantize=lineage.recipe.allow_requantize
+            )
+            if lineage.recipe
+            else None,
+            llama_build=lineage.llama_build,
+            duration_seconds=lineage.duration_seconds,
+            lossy_source=lineage.lossy_source,
+        ),
+        created_at=variant.created_at,
+        license=facts.license,
+    )
+
+
+def _available_shape(services: Services, source: Variant, plan: LevelPlan, context: int | None) -> AvailableShape:
+    level = QUANTIZATIONS[plan.quantization]
+    planned = as_level(source, plan)
+    return AvailableShape(
+        model=source.model.display,
+        quantization=plan.quantization,
+        source=source.name,
+        size_bytes=plan.size_bytes,
+        bits_per_weight=plan.bits_per_weight,
+        memory_bytes=services.pool.memory_needed(planned, context).total_bytes,
+        fits=_fits(services, planned, context),
+        needs_imatrix=plan.needs_imatrix,
+        lossy_source=source.lossy,
+        error=plan.error,
+        advice=level.advice,
+        recommended=level.recommended,
+    )
+
+
+def _reference(reference: Reference | None) -> ReferenceShape | None:
+    if reference is None:
+        return None
+    return ReferenceShape(
+        size_gib_7b=reference.size_gib, perplexity_added_7b=reference.perplexity_added, source=REFERENCE_SOURCE
+    )
+
+
+def _fits(services: Services, variant: Variant, context: int | None) -> bool:
+    # One request at a time is enough to be served; the pool lowers its parallelism before it refuses a variant.
+    trained = variant.facts.shape.context_length or services.options.context_length
+    tokens = context or min(services.options.context_length, trained)
+    return services.pool.memory_needed(variant, tokens).total_bytes <= services.pool.memory_budget_bytes

@@ -1,0 +1,253 @@
+"""Shapes of quantize, jobs, variants, models, blobs and workers. pydantic, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from service.api.shapes import DIGEST_PATTERN, Level, Listing, Name, Shape, Strict
+
+
+class QuantizeBody(Strict):
+    """Levels to make from a stored variant."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "gloss:F16", "to": ["Q4_K_M", "Q8_0"]}]})
+
+    model: Name
+    to: Annotated[list[Level], Field(min_length=1, max_length=64)]
+    allow_requantize: bool = Field(False, description="Quantize a source that has already lost precision.")
+    dry_run: bool = Field(False, description="Answer with the plan, and do nothing.")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+
+class PlanShape(Shape):
+    """What one level of a model would be. `size_bytes` is exact."""
+
+    quantization: str
+    size_bytes: int
+    bits_per_weight: float
+    needs_imatrix: bool
+    fallbacks: list[str] = Field(description="Tensors whose shape forces another type than the level's own.")
+    types: dict[str, int] = Field(description="Tensors by ggml type.")
+    memory_bytes: int = Field(description="What this server would reserve to serve it.")
+    fits: bool = Field(description="Whether one request at the server's context is within its memory budget.")
+    error: str | None = Field(description="Why llama.cpp refuses this level on this model.")
+
+
+class StepShape(Shape):
+    """One visible part of a job."""
+
+    name: str
+    status: str
+    progress: float
+    detail: str | None
+
+
+class JobErrorShape(Shape):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class JobShape(Shape):
+    """A job. `progress` runs from 0 to 1; times are RFC 3339."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: Literal["import", "quantize"]
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    model: str = Field(description="The name to import under, or the source to quantize.")
+    levels: list[str]
+    progress: float
+    steps: list[StepShape]
+    eta_seconds: float | None
+    result: list[str] = Field(description="Canonical names of the variants made or found.")
+    error: JobErrorShape | None
+    attempts: int
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+# --- the catalogue -----------------------------------------------------------------------------------------------
+
+
+class ReferenceShape(Shape):
+    """Published figures of a level, for one 7B model. Never mixed with what was measured here."""
+
+    size_gib_7b: float
+    perplexity_added_7b: float | None = Field(description="Added to F16; None: lossless.")
+    source: str
+
+
+class MeasurementShape(Shape):
+    """A figure measured here, on this variant."""
+
+    name: str
+    value: float
+    unit: str
+    created_at: str
+
+
+class RecipeShape(Shape):
+    """How a variant was made from its source: enough to make it again."""
+
+    quantization: str
+    allow_requantize: bool
+
+
+class LineageShape(Shape):
+    """Where a variant comes from. `lossy_source` stays true for ever."""
+
+    origin: str
+    source: str | None
+    source_digest: str | None
+    recipe: RecipeShape | None
+    llama_build: str | None
+    duration_seconds: float | None
+    lossy_source: bool
+
+
+class VariantShape(Shape):
+    """One quantization of one model."""
+
+    name: str
+    aliases: list[str]
+    model: str
+    quantization: str
+    bits_per_weight: float
+    size_bytes: int
+    digest: str
+    parameters: int
+    context_length: int
+    recommended: bool
+    advice: str | None
+    reference: ReferenceShape | None
+    measured: list[MeasurementShape]
+    memory_bytes: int = Field(
+        description="What serving takes: one request of `context`, else what this server reserves."
+    )
+    loaded: bool
+    lossy: bool
+    corrupt: bool
+    lineage: LineageShape
+    created_at: str
+    license: str | None
+
+
+class AvailableShape(Shape):
+    """A level that is not stored and could be made from a source that is."""
+
+    model: str
+    quantization: str
+    source: str
+    size_bytes: int
+    bits_per_weight: float
+    memory_bytes: int
+    fits: bool
+    needs_imatrix: bool
+    lossy_source: bool = Field(description="The source has lost precision: quantize asks for allow_requantize.")
+    error: str | None
+    advice: str | None
+    recommended: bool
+
+
+class VariantListing(Listing[VariantShape]):
+    """Every variant, and what could be made."""
+
+    available: list[AvailableShape]
+
+
+class DeletedShape(Shape):
+    """What is gone."""
+
+    id: str
+    object: Literal["variant", "model"]
+    deleted: Literal[True] = True
+    variants: list[str]
+
+
+class VerifiedShape(Shape):
+    """Whether a blob's bytes still match its digest."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    intact: bool
+    duration_seconds: float
+
+
+class ImportBody(Strict):
+    """A GGUF file to bring into the store: one uploaded before, or one that lies on the server."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"name": "gloss", "digest": "sha256:" + "0" * 64}],
+            "oneOf": [{"required": ["path"]}, {"required": ["digest"]}],
+        }
+    )
+
+    name: Name
+    path: Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")] | None = Field(
+        None, description="Absolute path of a file on the server."
+    )
+    digest: Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})] | None = Field(
+        None, description="Digest of a blob put under /v1/blobs."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.digest is None):
+            raise ValueError("Send exactly one of path and digest.")
+        return self
+
+
+class CopyBody(Strict):
+    """A second name for the same bytes."""
+
+    source: Name
+    destination: Name
+
+
+class BlobShape(Shape):
+    """A stored blob."""
+
+    digest: str
+    size_bytes: int
+
+
+# --- workers -----------------------------------------------------------------------------------------------------
+
+
+class WorkerShape(Shape):
+    """One worker process and the variant in it."""
+
+    name: str
+    digest: str
+    state: str
+    rung: str = Field(description="Which step of the launch ladder it runs on.")
+    pid: int | None
+    context_length: int
+    parallel: int
+    memory_bytes: int
+    active_requests: int
+    queued_requests: int
+    loaded_at: str | None
+    expires_at: str | None
+    last_error: str | None
+
+
+class WorkerListing(Listing[WorkerShape]):
+    """Every worker, and how many requests wait for one."""
+
+    queue_depth: int
+    draining: bool
+
+
+class UnloadedShape(Shape):
+    """A variant that is no longer in memory."""
+
+    name: str
+    loaded: Literal[False] = False

@@ -1,0 +1,161 @@
+"""`/v1/blobs` and the native half of `/v1/models`: uploading, importing, copying and deleting models."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.catalogue import show_variant
+from service.api.catalogue_shapes import BlobShape, CopyBody, DeletedShape, ImportBody, JobShape, VariantShape
+from service.api.documents import errors
+from service.api.jobs import accepted
+from service.api.limits import declared_length, discard, late_body_response, next_chunk
+from service.api.responses import error_from, json_response
+from service.api.services import Services, Use
+from service.api.shapes import Digest, Ref
+from service.api.streams import unless_gone
+from service.api.variants import removed
+from service.domain.errors import BlobNotFound, JobFailed, ModelNotFound
+from service.domain.jobs import ENDED, ImportSpec, JobStatus
+from service.domain.names import parse_digest, parse_ref
+from service.store.blobs import Upload
+
+router = APIRouter(prefix="/v1", tags=["native"])
+
+# Small network reads are gathered before they go to a thread to be hashed and written.
+_WRITE_BYTES = 1 << 20
+
+
+@router.put(
+    "/blobs/{digest}",
+    summary="Upload a file by its content",
+    status_code=201,
+    response_model=BlobShape,
+    responses={
+        200: {"model": BlobShape, "description": "It was there already; the bytes sent have been checked."},
+        **errors(408, 413, 415, 507),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def put_blob(digest: Digest, request: Request, services: Use) -> Response:
+    """The body is the file, streamed. Bytes that do not match the digest are refused and nothing is stored."""
+    parse_digest(digest)
+    announced_bytes = declared_length(dict(request.scope["headers"]))
+    damaged = await asyncio.to_thread(_is_corrupt, services, digest)
+    try:
+        upload = await asyncio.to_thread(
+            services.blobs.open_upload,
+            digest,
+            announced_bytes,
+            limit_bytes=services.options.max_upload_bytes,
+            replace=damaged,
+        )
+    except Exception:
+        await discard(request.receive)
+        raise
+    try:
+        await _receive_all(request, upload, services.options.body_read_timeout_seconds)
+        await asyncio.to_thread(upload.finish)
+    except TimeoutError:
+        return late_body_response(request.scope["path"], services.options.body_read_timeout_seconds)
+    finally:
+        await asyncio.to_thread(upload.abort)
+    await asyncio.to_thread(services.catalog.add_blob, digest, upload.received_bytes)
+    if damaged:
+        await asyncio.to_thread(services.catalog.mark_corrupt, digest, False)
+    blob = BlobShape(digest=digest, size_bytes=upload.received_bytes)
+    return json_response(
+        blob.model_dump(), status=200 if upload.exists else 201, headers={"Location": f"/v1/blobs/{digest}"}
+    )
+
+
+@router.head("/blobs/{digest}", summary="Ask whether a blob is stored", response_class=Response, responses=errors(404))
+async def head_blob(digest: Digest, services: Use) -> Response:
+    """200 with `X-Quantry-Size-Bytes`, or 404."""
+    size_bytes = await asyncio.to_thread(services.blobs.size, parse_digest(digest))
+    return Response(headers={"X-Quantry-Size-Bytes": str(size_bytes)})
+
+
+@router.post(
+    "/models",
+    summary="Import a GGUF file under a name",
+    status_code=201,
+    response_model=VariantShape,
+    responses={
+        202: {"model": JobShape, "description": "It takes longer; follow the job under Location."},
+        **errors(404, 409, 422, 429, 503, 507, body=True),
+    },
+)
+async def import_model(body: ImportBody, request: Request, services: Use) -> Response:
+    """The file is validated before anything refers to it; a file that is no model is refused whole.
+
+    A short import is answered with its variant, a longer one with its job.
+    """
+    ref = parse_ref(body.name)
+    if body.digest is not None:
+        parse_digest(body.digest)
+        if not await asyncio.to_thread(services.blobs.has, body.digest):
+            raise BlobNotFound("No blob with that digest; PUT it under /v1/blobs first.", param="digest")
+    job = await services.jobs.submit_import(ImportSpec(name=ref.display, path=body.path, digest=body.digest))
+    wait = services.jobs.wait(job.id, services.options.import_wait_seconds)
+    job = await unless_gone(request.receive, wait)
+    if job.status not in ENDED:
+        return accepted(job)
+    if job.status is not JobStatus.SUCCEEDED or not job.result:
+        if job.error is not None:
+            raise error_from(job.error.code, job.error.message)
+        raise JobFailed("The import was cancelled; send it again.")
+    variant = await services.find(job.result[0])
+    shape = await asyncio.to_thread(show_variant, services, variant)
+    return json_response(shape.model_dump(), status=201, headers={"Location": f"/v1/variants/{variant.name}"})
+
+
+@router.post(
+    "/models/copy",
+    summary="Give a variant a second name",
+    status_code=201,
+    responses=errors(404, 409, 507, body=True),
+)
+async def copy(body: CopyBody, services: Use) -> VariantShape:
+    """No bytes are copied: both names share one blob."""
+    destination = parse_ref(body.destination)
+    try:
+        source = await asyncio.to_thread(services.catalog.resolve, body.source)
+    except ModelNotFound as error:
+        error.param = "source"
+        raise
+    variant = await asyncio.to_thread(services.catalog.copy, source, destination)
+    return await asyncio.to_thread(show_variant, services, variant)
+
+
+@router.delete("/models/{ref:path}", summary="Delete a model, a variant, or a tag", responses=errors(404, 409))
+async def delete(ref: Ref, services: Use) -> DeletedShape:
+    """As `DELETE /v1/variants/{ref}`."""
+    return DeletedShape(id=ref, object="model", variants=await removed(services, ref))
+
+
+async def _receive_all(request: Request, upload: Upload, stall_seconds: float) -> None:
+    """Bytes from the socket to the upload. TimeoutError when none come for `stall_seconds`."""
+    gathered = bytearray()
+    more = True
+    while more:
+        async with asyncio.timeout(stall_seconds):
+            chunk, more = await next_chunk(request.receive)
+        gathered += chunk
+        if len(gathered) >= _WRITE_BYTES or (gathered and not more):
+            try:
+                await asyncio.to_thread(upload.write, bytes(gathered))
+            except Exception:
+                await discard(request.receive)
+                raise
+            gathered.clear()
+
+
+def _is_corrupt(services: Services, digest: str) -> bool:
+    return any(blob.digest == digest and blob.corrupt for blob in services.catalog.blobs())

@@ -1,0 +1,180 @@
+"""`POST /v1/generate` and `POST /v1/quantize`: the two verbs of the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.api import generation
+from service.api.catalogue import plan_shape
+from service.api.catalogue_shapes import JobShape, PlanShape, QuantizeBody
+from service.api.documents import EVENT_STREAM, errors
+from service.api.generate_shapes import GenerateBody, GenerationShape, TimingsShape, UsageShape
+from service.api.generation import VARIANT_HEADER, Generation
+from service.api.jobs import accepted
+from service.api.responses import Dialect, error_body, error_from_event, json_response
+from service.api.services import Services, Use
+from service.api.shapes import Listing
+from service.api.streams import EventStream, sse
+from service.domain.catalog import LevelPlan, Variant
+from service.domain.generation import (
+    Failed,
+    Finished,
+    GenerationRequest,
+    Message,
+    SamplingParams,
+    Timings,
+    Token,
+    Usage,
+)
+from service.domain.jobs import QuantizeSpec
+from service.domain.quants import parse_label
+
+router = APIRouter(prefix="/v1", tags=["native"])
+
+
+@router.post(
+    "/generate",
+    summary="Generate text with one variant",
+    response_model=GenerationShape,
+    responses={
+        200: {"description": "The text; with `stream`, its events.", "content": EVENT_STREAM},
+        **errors(404, 409, 429, 503, 504, body=True),
+    },
+)
+async def generate(body: GenerateBody, request: Request, services: Use) -> Response:
+    """One JSON answer, or with `stream` server-sent events: `token` {"text"}, ..., then one `done` or `error`.
+
+    A client that hangs up cancels its generation.
+    """
+    variant = await services.servable(body.model)
+    asked = generation_request(body)
+    headers = {VARIANT_HEADER: variant.name}
+    if body.stream:
+        running = await generation.begin(services, variant, asked, request.receive)
+        return EventStream(
+            _frames(running),
+            close=running.cancel,
+            stall_seconds=services.options.stream_stall_seconds,
+            headers=headers,
+        )
+    running, text, finished = await generation.whole(services, variant, asked, request.receive)
+    answer = {
+        "id": generation.new_id("gen-"),
+        "object": "generation",
+        "model": variant.name,
+        "created_at": running.created_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "text": text,
+        **_end(finished),
+    }
+    return json_response(answer, headers=headers)
+
+
+@router.post(
+    "/quantize",
+    summary="Make levels of a stored model, or plan them",
+    status_code=202,
+    response_model=JobShape,
+    responses={
+        200: {
+            "model": Listing[PlanShape] | JobShape,
+            "description": "The plan (`dry_run`), or a job with nothing to do.",
+        },
+        202: {"description": "The job; follow it under Location."},
+        **errors(404, 409, 429, 503, 507, body=True),
+    },
+)
+async def quantize(body: QuantizeBody, services: Use) -> Response:
+    """Levels in any case and through their aliases. `dry_run` answers at once with exact sizes and does nothing."""
+    source = await services.find(body.model)
+    levels = tuple(dict.fromkeys(parse_label(level, param="to") for level in body.to))
+    if body.dry_run:
+        plans = await asyncio.to_thread(services.catalog.plans, source.digest)
+        return json_response({"object": "list", "data": _plans(services, source, plans, levels)})
+    spec = QuantizeSpec(
+        source_name=source.name,
+        source_digest=source.digest,
+        levels=levels,
+        allow_requantize=body.allow_requantize,
+        threads=body.threads,
+    )
+    return accepted(await services.jobs.submit_quantize(spec))
+
+
+def generation_request(body: GenerateBody) -> GenerationRequest:
+    """The body as a domain value."""
+    return GenerationRequest(
+        prompt=body.prompt,
+        messages=tuple(Message(turn.role, turn.content) for turn in body.messages or ()),
+        max_tokens=body.max_tokens,
+        sampling=SamplingParams(
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            min_p=body.min_p,
+            typical_p=body.typical_p,
+            repeat_penalty=body.repeat_penalty,
+            repeat_last_n=body.repeat_last_n,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            seed=None if body.seed == -1 else body.seed,
+            logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+        ),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
+        ignore_eos=body.ignore_eos,
+        parse_special=body.parse_special,
+    )
+
+
+def usage_shape(usage: Usage) -> UsageShape:
+    """Tokens with their sum."""
+    total = usage.prompt_tokens + usage.completion_tokens
+    return UsageShape(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens, total_tokens=total)
+
+
+def timings_shape(timings: Timings, usage: Usage) -> TimingsShape:
+    """Seconds with the rates that follow from them."""
+    return TimingsShape(
+        queue_seconds=timings.queue_seconds,
+        load_seconds=timings.load_seconds,
+        prompt_seconds=timings.prompt_seconds,
+        generation_seconds=timings.generation_seconds,
+        prompt_tokens_per_second=_rate(usage.prompt_tokens, timings.prompt_seconds),
+        generation_tokens_per_second=_rate(usage.completion_tokens, timings.generation_seconds),
+    )
+
+
+async def _frames(running: Generation) -> AsyncGenerator[bytes, None]:
+    async for event in running:
+        match event:
+            case Token():
+                yield sse({"text": event.text}, event="token")
+            case Finished():
+                yield sse(_end(event), event="done")
+            case Failed():
+                yield sse(error_body(error_from_event(event), Dialect.NATIVE), event="error")
+
+
+def _end(finished: Finished) -> dict[str, Any]:
+    return {
+        "finish_reason": finished.reason.value,
+        "stop": finished.stop,
+        "usage": usage_shape(finished.usage).model_dump(),
+        "timings": timings_shape(finished.timings, finished.usage).model_dump(),
+    }
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if seconds > 0 else None
+
+
+def _plans(
+    services: Services, source: Variant, plans: list[LevelPlan], levels: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    by_label = {plan.quantization: plan for plan in plans}
+    missing = "No plan is stored for this level; import the file again."
+    found = [by_label.get(label) or LevelPlan(label, 0, 0.0, False, error=missing) for label in levels]
+    return [plan_shape(services, source, plan).model_dump() for plan in found]

@@ -1,0 +1,79 @@
+"""What the routes work with: the rooms of the server process and the API's own options.
+
+Built once by app.py. The routes get it through the `Use` dependency and hold no state of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from service.domain.catalog import Variant
+from service.domain.errors import BlobCorrupt, InvalidName, ModelNotFound
+from service.jobs.runner import JobRunner
+from service.metrics import Metrics
+from service.store.blobs import BlobStore
+from service.store.catalog import Catalog
+from service.workers.pool import Pool
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """The API's part of the settings. Sizes are bytes, durations seconds, `context_length` tokens.
+
+    `api_key_hashes` come from `auth.hash_keys`; empty means that no key is asked for.
+    """
+
+    version: str
+    context_length: int
+    api_key_hashes: tuple[bytes, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    max_body_bytes: int = 2 * MIB
+    max_upload_bytes: int = 256 << 30
+    body_read_timeout_seconds: float = 30.0
+    stream_stall_seconds: float = 30.0
+    import_wait_seconds: float = 10.0
+    llama_build: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a route may call."""
+
+    catalog: Catalog
+    blobs: BlobStore
+    jobs: JobRunner
+    pool: Pool
+    metrics: Metrics
+    options: ApiOptions
+    verifying: asyncio.Lock = field(default_factory=asyncio.Lock)  # one re-hash at a time: it reads a whole blob
+
+    async def find(self, name: str) -> Variant:
+        """The variant that `name` reaches; ModelNotFound or InvalidName with `param` "model"."""
+        try:
+            return await asyncio.to_thread(self.catalog.resolve, name)
+        except (ModelNotFound, InvalidName) as error:
+            error.param = error.param or "model"
+            raise
+
+    async def servable(self, name: str) -> Variant:
+        """As `find`, but a variant whose blob is known to be corrupt raises BlobCorrupt."""
+        variant = await self.find(name)
+        if variant.corrupt:
+            raise BlobCorrupt(
+                f"The bytes of {variant.name} no longer match their digest; delete it and import or quantize it again.",
+                param="model",
+            )
+        return variant
+
+
+def _services(request: Request) -> Services:
+    return cast("Services", request.app.state.services)
+
+
+Use = Annotated[Services, Depends(_services)]

@@ -1,0 +1,108 @@
+"""What the shapes of all routes are made of: names, sampling fields with their limits, lists, errors. pydantic only.
+
+Requests refuse unknown fields, numbers in strings, booleans as numbers, NaN, and anything out of its range: every
+number that reaches llama.cpp has passed one of these limits.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, Literal, TypeVar
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from service.domain.quants import ALIASES, QUANTIZATIONS
+
+MAX_TOKENS = 1 << 20
+MAX_SEED = (1 << 32) - 1
+MAX_STOPS = 16
+MAX_BIASES = 1024
+
+_WORD = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+# For the document only: `names.parse_ref` checks names, and says which part is wrong.
+NAME_PATTERN = (
+    r"^(([A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}/)?[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?" + _WORD + "(:" + _WORD + ")?$"
+)
+DIGEST_PATTERN = "^sha256:[0-9a-f]{64}$"
+
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=600),
+    Field(
+        description="`[host/][namespace/]model[:tag]`; a tag is a level, a flavour and a level, or a free word.",
+        json_schema_extra={"pattern": NAME_PATTERN},
+    ),
+]
+Ref = Annotated[
+    str,
+    Path(
+        description="A name as people type it: `[host/][namespace/]model[:tag]`, slashes as they are or encoded.",
+        json_schema_extra={"pattern": NAME_PATTERN},
+    ),
+]
+Digest = Annotated[
+    str,
+    Path(description="`sha256:` and 64 lower-case hexadecimal digits.", json_schema_extra={"pattern": DIGEST_PATTERN}),
+]
+Level = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=32),
+    Field(
+        description="A quantization level, in any case, or an alias.",
+        json_schema_extra={"enum": [*QUANTIZATIONS, *ALIASES]},
+    ),
+]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+# JSON has no integer keys: a token id is written as a string of digits.
+TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,8}$")]
+LogitBias = Annotated[
+    dict[TokenId, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_BIASES, description="Added to the logits, by token id; -100 bans a token."),
+]
+Temperature = Annotated[float, Field(ge=0, le=5, description="0 is greedy.")]
+TopK = Annotated[int, Field(ge=0, le=1_000_000, description="Keep this many likeliest tokens; 0: all.")]
+TopP = Annotated[float, Field(ge=0, le=1, description="Keep the likeliest tokens up to this probability; 1: all.")]
+MinP = Annotated[float, Field(ge=0, le=1, description="Drop tokens below this share of the likeliest; 0: none.")]
+TypicalP = Annotated[float, Field(ge=0, le=1, description="Locally typical sampling; 1: off.")]
+RepeatPenalty = Annotated[float, Field(gt=0, le=10, description="Divides the logits of recent tokens; 1: off.")]
+RepeatLastN = Annotated[int, Field(ge=-1, le=MAX_TOKENS, description="Tokens that count as recent; -1: the context.")]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+
+
+class Strict(BaseModel):
+    """A request: no unknown field, no conversion, no number that is none."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Shape(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+Item = TypeVar("Item")
+
+
+class Listing(Shape, Generic[Item]):
+    """A list of things."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+
+
+class ErrorObject(Shape):
+    """What went wrong and what to do about it."""
+
+    code: str = Field(description="Stable; the list is in docs/api.md.")
+    message: str
+    type: str
+    param: str | None = Field(description="The field at fault, when there is one.")
+
+
+class ErrorBody(Shape):
+    """Every answer that is not a success."""
+
+    error: ErrorObject

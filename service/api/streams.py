@@ -1,0 +1,116 @@
+"""Bytes on their way out: server-sent events, slow readers, and clients that hang up.
+
+Whatever a client does, the work behind its answer ends: a hang-up cancels it at once, a reader that lets its stream
+stand still for too long is cut off. Knows ASGI, and nothing of what the events mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.domain.errors import SlowReader
+
+T = TypeVar("T")
+
+HEARTBEAT = b": alive\n\n"
+DONE = b"data: [DONE]\n\n"
+_ENCODER = msgspec.json.Encoder()
+
+
+class ClientGone(Exception):
+    """The client hung up; there is nobody left to answer."""
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end, or cancel it and raise ClientGone as soon as the client hangs up.
+
+    The body must have been read: what `receive` brings from now on can only be the hang-up.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_hang_up(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        for other in (task, watcher):
+            if not other.done():
+                other.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _hang_up(receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+def encode(value: Any) -> bytes:
+    """JSON on one line that no line splitter breaks: Unicode's own line ends are escaped as well."""
+    data = _ENCODER.encode(value)
+    # SSE splits at \r and \n only, which JSON escapes; many clients split at these three too (str.splitlines).
+    if b"\xe2\x80" in data:
+        data = data.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    return data.replace(b"\xc2\x85", b"\\u0085") if b"\xc2\x85" in data else data
+
+
+def sse(value: Any, *, event: str | None = None, event_id: int | None = None) -> bytes:
+    """One event. `event` is a word of ours and never a client's or a model's text."""
+    head = b"" if event_id is None else b"id: %d\n" % event_id
+    if event is not None:
+        head += b"event: %s\n" % event.encode("ascii")
+    return b"%sdata: %s\n\n" % (head, encode(value))
+
+
+class EventStream(Response):
+    """`text/event-stream`. `frames` are complete events; `close` is called once the stream ends, however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        *,
+        close: Callable[[], None],
+        stall_seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self._frames = frames
+        self._close = close
+        self._stall_seconds = stall_seconds
+        # Proxies must pass events on as they come.
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send every frame; raises ClientGone when the client leaves, SlowReader when it stops reading."""
+        try:
+            await unless_gone(receive, self._pump(send))
+        finally:
+            self._close()
+
+    async def _pump(self, send: Send) -> None:
+        await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with aclosing(self._frames):
+            async for frame in self._frames:
+                await self._send(send, {"type": "http.response.body", "body": frame, "more_body": True})
+        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, message: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await send(message)
+        except TimeoutError:
+            raise SlowReader(
+                f"The stream was not read for {self._stall_seconds:g} seconds and was cut off; read it as it comes."
+            ) from None

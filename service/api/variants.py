@@ -1,0 +1,85 @@
+"""`/v1/variants`: what is stored, what could be made of it, and its care."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from service.api.catalogue import list_variants, show_variant
+from service.api.catalogue_shapes import DeletedShape, VariantListing, VariantShape, VerifiedShape
+from service.api.documents import errors
+from service.api.services import Services, Use
+from service.api.shapes import MAX_TOKENS, NAME_PATTERN, Ref
+from service.domain.errors import Busy
+from service.domain.names import parse_ref
+
+router = APIRouter(prefix="/v1/variants", tags=["native"])
+
+Model = Annotated[
+    str | None,
+    Query(max_length=600, description="Only this model's variants.", json_schema_extra={"pattern": NAME_PATTERN}),
+]
+Context = Annotated[
+    int | None, Query(ge=1, le=MAX_TOKENS, description="Tokens of context that `memory_bytes` is worked out for.")
+]
+
+
+@router.get(
+    "",
+    summary="List the variants, and the levels that could be made",
+    response_model=VariantListing,
+    responses=errors(),
+)
+async def list_all(services: Use, model: Model = None, context: Context = None) -> Response:
+    """`data` holds what is stored; `available` what could be made from it, with exact sizes."""
+
+    def listed() -> bytes:
+        # A few thousand shapes: worked out and encoded off the event loop.
+        return list_variants(services, model, context).model_dump_json().encode()
+
+    return Response(await asyncio.to_thread(listed), media_type="application/json")
+
+
+@router.post("/{ref:path}/verify", summary="Hash a variant's blob again", responses=errors(404, 429))
+async def verify(ref: Ref, services: Use) -> VerifiedShape:
+    """Reads the whole file. A blob that fails is marked corrupt and served no more; one that passes is cleared."""
+    variant = await services.find(ref)
+    if services.verifying.locked():
+        raise Busy("Another blob is being verified; try again when that is done.", retry_after_seconds=10)
+    async with services.verifying:
+        began = time.monotonic()
+        intact = await asyncio.to_thread(services.blobs.verify, variant.digest)
+        if intact == variant.corrupt:
+            await asyncio.to_thread(services.catalog.mark_corrupt, variant.digest, not intact)
+        return VerifiedShape(
+            name=variant.name,
+            digest=variant.digest,
+            size_bytes=variant.size_bytes,
+            intact=intact,
+            duration_seconds=time.monotonic() - began,
+        )
+
+
+@router.get("/{ref:path}", summary="Show one variant", responses=errors(404))
+async def show(ref: Ref, services: Use, context: Context = None) -> VariantShape:
+    """`ref` is a name as people type it; a bare name shows the variant that it reaches."""
+    variant = await services.find(ref)
+    return await asyncio.to_thread(show_variant, services, variant, context)
+
+
+@router.delete("/{ref:path}", summary="Delete a variant, or a tag", responses=errors(404, 409))
+async def delete(ref: Ref, services: Use) -> DeletedShape:
+    """A name with a level deletes that variant, a free tag only itself, a bare name the whole model.
+
+    Generations that run end whole; the file goes once nothing refers to it any more.
+    """
+    return DeletedShape(id=ref, object="variant", variants=await removed(services, ref))
+
+
+async def removed(services: Services, ref: str) -> list[str]:
+    """Delete what `ref` names; the canonical names of the variants that went with it."""
+    variants = await asyncio.to_thread(services.catalog.delete, parse_ref(ref))
+    return [variant.name for variant in variants]

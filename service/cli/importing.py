@@ -1,0 +1,123 @@
+"""`quantry import`: a GGUF file into the store, by its path where the server can read it, else by sending its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.api.catalogue_shapes import BlobShape, JobShape, VariantShape
+from service.cli import figures
+from service.cli.client import Client, read, ref_path
+from service.cli.failures import CommandFailed, ExitCode
+from service.cli.jobs import watch_job
+from service.cli.options import command
+from service.cli.progress import transfer
+from service.cli.session import Session
+
+_CHUNK_BYTES = 1 << 20
+_IMPORT_SECONDS = 330.0  # the server waits at most 300 before it answers with the job
+_UPLOAD_SECONDS = 300.0  # for each piece, and for the answer after the last
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    command(app, "import", "Models")(import_model)
+
+
+def import_model(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it, e.g. gloss or gloss:instruct-F16.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A GGUF file.")],
+    upload: Annotated[
+        bool | None,
+        typer.Option(
+            "--upload/--no-upload",
+            help="Send the file's bytes, or only its path. By default the path when the server is on this machine.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Bring a GGUF file into the store under a name."""
+    with session.client() as client:
+        send = not client.is_local if upload is None else upload
+        shown = session.silenced() if session.as_json else session
+        variant = import_file(shown, client, name, path, upload=send)
+    if session.as_json:
+        session.document(variant)
+        return
+    session.say(
+        f"{variant.name}: {figures.size(variant.size_bytes)}, {figures.count(variant.parameters)} parameters, "
+        f"{figures.bits(variant.bits_per_weight)} bits per weight"
+    )
+    if variant.lossy:
+        session.note("This file has lost precision already: quantizing it again needs --allow-requantize.", "yellow")
+    else:
+        session.note(f"Next: quantry quantize {name} Q4_K_M, or quantry quantize {name} --all")
+
+
+def import_file(session: Session, client: Client, name: str, path: Path, *, upload: bool) -> VariantShape:
+    """Import one file and wait for it. Importing what is there already finds it again."""
+    if upload:
+        return _import(session, client, {"name": name, "digest": upload_blob(session, client, path)})
+    if not path.is_absolute() and not path.is_file():
+        raise _no_file(path)
+    try:
+        return _import(session, client, {"name": name, "path": str(path.absolute())})
+    except CommandFailed as failure:
+        problem = failure.problem
+        if problem.code != "invalid_parameter":
+            raise
+        raise CommandFailed(problem.code, problem.message, remedy="add --upload to send the file's bytes") from None
+
+
+def upload_blob(session: Session, client: Client, path: Path) -> str:
+    """Send a file's bytes unless the server has them; its digest."""
+    try:
+        size_bytes = path.stat().st_size
+        hasher = hashlib.sha256()
+        with transfer(session, "hashing", size_bytes) as advance:
+            for chunk in _chunks(path):
+                hasher.update(chunk)
+                advance(len(chunk))
+    except OSError:
+        raise _no_file(path) from None
+    digest = f"sha256:{hasher.hexdigest()}"
+    if client.send("HEAD", f"/v1/blobs/{digest}", allow=(404,)).status_code != 404:
+        return digest
+    with transfer(session, "sending", size_bytes) as advance:
+
+        def counted() -> Iterator[bytes]:
+            for chunk in _chunks(path):
+                yield chunk
+                advance(len(chunk))
+
+        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        answer = client.send("PUT", f"/v1/blobs/{digest}", content=counted(), headers=headers, seconds=_UPLOAD_SECONDS)
+    return read(BlobShape, answer).digest
+
+
+def _import(session: Session, client: Client, body: dict[str, Any]) -> VariantShape:
+    answer = client.send("POST", "/v1/models", body=body, seconds=_IMPORT_SECONDS)
+    if answer.status_code != 202:
+        return read(VariantShape, answer)
+    job = watch_job(session, client, read(JobShape, answer))
+    return client.get(VariantShape, f"/v1/variants/{ref_path(job.result[0])}")
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _no_file(path: Path) -> CommandFailed:
+    return CommandFailed(
+        "no_file",
+        f"There is no file {str(path)!r} that can be read here.",
+        remedy="check the path; a model is one .gguf file",
+        exit_code=ExitCode.USAGE,
+    )

@@ -1,0 +1,190 @@
+"""What the commands show, as rich tables that fit 80 columns on a terminal and stay one row a line in a pipe. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from service.api.catalogue_shapes import AvailableShape, JobShape, PlanShape, VariantShape, WorkerShape
+from service.cli import figures
+from service.domain.quants import QUANTIZATIONS
+
+STATUS_STYLES = {
+    "queued": "yellow",
+    "running": "cyan",
+    "succeeded": "green",
+    "failed": "bold red",
+    "cancelled": "yellow",
+    "ready": "green",
+    "starting": "cyan",
+    "draining": "yellow",
+    "quarantined": "bold red",
+}
+MARKS_NOTE = "* recommended, + in memory"
+REFERENCE_NOTE = "PPL 7B: perplexity added to F16, as published for one 7B model"
+_SAID_BY_THE_STAR = " - recommended"
+
+
+def variants(rows: Sequence[VariantShape], context: int | None) -> Table:
+    """What is stored. With `context`, what one request of that many tokens takes in memory."""
+    table = _table("Name", ">Size", ">Bits/w", ">PPL 7B", *([">Memory"] if context else []), "~Advice")
+    for row in rows:
+        table.add_row(
+            _name(row),
+            figures.size(row.size_bytes),
+            figures.bits(row.bits_per_weight),
+            reference(row.quantization),
+            *([figures.size(row.memory_bytes)] if context else []),
+            _advice(row.advice, lossy=row.lineage.lossy_source or (row.lossy and row.lineage.origin == "imported")),
+        )
+    return table
+
+
+def available(rows: Sequence[AvailableShape], context: int | None) -> Table:
+    """What could be made from the stored sources."""
+    table = _table("Could be made", ">Size", ">Bits/w", ">PPL 7B", *([">Memory"] if context else []), "~Advice")
+    for row in rows:
+        table.add_row(
+            _marked(f"{row.model}:{row.quantization}", recommended=row.recommended),
+            figures.size(row.size_bytes),
+            figures.bits(row.bits_per_weight),
+            reference(row.quantization),
+            *([_memory(row.memory_bytes, row.fits)] if context else []),
+            _advice(row.advice),
+        )
+    return table
+
+
+def plans(rows: Sequence[PlanShape]) -> Table:
+    """A dry run."""
+    table = _table("Level", ">Size", ">Bits/w", ">PPL 7B", ">Memory", "~Notes")
+    for row in rows:
+        level = QUANTIZATIONS.get(row.quantization)
+        hindered = _hindrance(row.error, row.needs_imatrix)
+        advice = _advice(level.advice if level else None)
+        fallbacks = f"{len(row.fallbacks)} of {sum(row.types.values())} tensors need another type; "
+        table.add_row(
+            _marked(row.quantization, recommended=bool(level and level.recommended)),
+            figures.size(row.size_bytes) if not row.error else "-",
+            figures.bits(row.bits_per_weight) if not row.error else "-",
+            reference(row.quantization),
+            _memory(row.memory_bytes, row.fits) if not row.error else "-",
+            hindered or (Text.assemble(fallbacks, advice) if row.fallbacks else advice),
+        )
+    return table
+
+
+def workers(rows: Sequence[WorkerShape]) -> Table:
+    """What is in memory."""
+    table = _table("Name", "State", "Rung", ">Context", ">Memory", ">Active", ">Queued", "Expires (UTC)")
+    for row in rows:
+        table.add_row(
+            row.name,
+            _status(row.state),
+            row.rung,
+            f"{row.context_length} x {row.parallel}",
+            figures.size(row.memory_bytes),
+            str(row.active_requests),
+            str(row.queued_requests),
+            figures.moment(row.expires_at)[11:] if row.expires_at else "-",
+        )
+    return table
+
+
+def jobs(rows: Sequence[JobShape]) -> Table:
+    """Jobs, as they come."""
+    table = _table("Id", "Model", "Makes", "Status", "Created (UTC)")
+    for row in rows:
+        status = _status(row.status)
+        if row.status == "running":
+            status.append(f" {figures.percent(row.progress)}")
+        table.add_row(
+            row.id,
+            row.model,
+            _first_of(row.levels) if row.levels else row.kind,
+            status,
+            figures.moment(row.created_at)[5:16],
+        )
+    return table
+
+
+def steps(job: JobShape) -> Table:
+    """The parts of one job."""
+    table = _table("Step", "Status", ">Done", "~Detail")
+    for step in job.steps:
+        table.add_row(step.name, _status(step.status), figures.percent(step.progress), step.detail or "")
+    return table
+
+
+def facts(pairs: Sequence[tuple[str, str | Text]]) -> Table:
+    """Names and values, one pair a line."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, value)
+    return table
+
+
+def reference(label: str) -> str:
+    """Perplexity the level adds on the published 7B model; `-` where nothing is published."""
+    level = QUANTIZATIONS.get(label)
+    return figures.perplexity(level.reference.perplexity_added) if level and level.reference else "-"
+
+
+def bare_names(rows: Sequence[VariantShape]) -> str:
+    """What each model's bare name reaches: `gloss is gloss:Q4_K_M`."""
+    reached = [f"{row.model} is {row.name}" for row in rows if row.model in row.aliases]
+    return ", ".join(reached)
+
+
+def _table(*columns: str) -> Table:
+    """Columns by name: `>` is right-aligned, `~` takes what width is left and wraps."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        wraps = column.startswith("~")
+        table.add_column(
+            column.lstrip(">~"), justify="right" if column.startswith(">") else "left", no_wrap=not wraps,
+            overflow="fold",
+        )  # fmt: skip
+    return table
+
+
+def _name(row: VariantShape) -> Text:
+    text = _marked(row.name, recommended=row.recommended)
+    if row.loaded:
+        text.append("+" if row.recommended else " +", style="cyan")
+    return text.append(" DAMAGED", style="bold red") if row.corrupt else text
+
+
+def _first_of(levels: Sequence[str]) -> str:
+    return levels[0] if len(levels) == 1 else f"{levels[0]} +{len(levels) - 1}"
+
+
+def _marked(name: str, *, recommended: bool) -> Text:
+    return Text.assemble((name, "bold"), (" *", "green")) if recommended else Text(name)
+
+
+def _advice(advice: str | None, *, lossy: bool = False) -> Text:
+    text = Text((advice or "").removesuffix(_SAID_BY_THE_STAR))
+    if lossy:
+        text.append("; lossy source" if text.plain else "lossy source", style="yellow")
+    return text
+
+
+def _hindrance(error: str | None, needs_imatrix: bool) -> Text | None:
+    if error:
+        return Text(f"cannot be made: {error}", style="yellow")
+    return Text("needs an importance matrix", style="yellow") if needs_imatrix else None
+
+
+def _memory(memory_bytes: int, fits: bool) -> Text:
+    text = Text(figures.size(memory_bytes))
+    return text if fits else text.append(" !", style="bold red")
+
+
+def _status(word: str) -> Text:
+    return Text(word, style=STATUS_STYLES.get(word, ""))

@@ -1,0 +1,118 @@
+"""The steps of an import, in the job's child: copy while hashing, check, plan every level, load.
+
+The header is checked before the copy as well: a file of 40 GB that is none should not be copied first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from pathlib import Path
+
+from service.domain.catalog import FileFacts, LevelPlan
+from service.domain.errors import InvalidParameter
+from service.domain.jobs import MadeFile
+from service.domain.names import parse_ref
+from service.domain.quants import QUANTIZATIONS
+from service.gguf.files import facts, read_header
+from service.gguf.header import Header
+from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
+from service.jobs.messages import ImportTask, Made
+from service.jobs.outbox import Outbox
+from service.jobs.smoke import smoke_check
+from service.llama import build
+from service.quantization.plan import plan_levels
+from service.store.naming import check_label
+
+_CHUNK_BYTES = 1024 * 1024
+
+
+def import_file(task: ImportTask, outbox: Outbox) -> None:
+    """Do the task and send one `Made`. Raises InvalidModel, LabelMismatch, InvalidParameter, OSError."""
+    started_at = time.monotonic()
+    source = Path(task.source)
+    step = 0
+    if task.digest is None:
+        path = Path(task.target)
+        digest, size_bytes = _copy(source, path, task, outbox)
+        step += 1
+    else:
+        path, digest, size_bytes = source, task.digest, source.stat().st_size
+        limit_memory(size_bytes)
+    outbox.progress(step, 0.0)
+    header, found = _check(path, task)
+    step += 1
+    plans = _plan(path, header, step, outbox)
+    step += 1
+    outbox.progress(step, 0.0)
+    lift_memory_limit()
+    smoke_check(path, size_bytes)
+    duration = time.monotonic() - started_at
+    file = MadeFile(str(path), digest, size_bytes, found, plans, duration)
+    outbox.send(Made(step, file, build().name))
+
+
+def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple[str, int]:
+    """Copy and hash: (digest, bytes). Raises InvalidParameter for what is no readable file, or changes meanwhile."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreadable(source) from error
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise _unreadable(source)
+        limit_memory(before.st_size)
+        limit_file_size(before.st_size)
+        _check(source, task)
+        digest = _copy_bytes(descriptor, target, before.st_size, outbox)
+        after = os.fstat(descriptor)
+        if digest is None or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise InvalidParameter(
+                f"{source.name[:80]!r} changed while it was copied; import it when it is complete.", param="path"
+            )
+        return digest, before.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _copy_bytes(descriptor: int, target: Path, size_bytes: int, outbox: Outbox) -> str | None:
+    """The digest of what was copied; None when the file holds fewer bytes than it did."""
+    hasher = hashlib.sha256()
+    copied = 0
+    with target.open("xb", buffering=0) as output:
+        while copied < size_bytes:
+            chunk = os.read(descriptor, min(_CHUNK_BYTES, size_bytes - copied))
+            if not chunk:
+                return None
+            hasher.update(chunk)
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[output.write(rest) :]
+            copied += len(chunk)
+            outbox.progress(0, copied / size_bytes, f"{copied} of {size_bytes} bytes")
+        os.fsync(output.fileno())
+    return f"sha256:{hasher.hexdigest()}"
+
+
+def _check(path: Path, task: ImportTask) -> tuple[Header, FileFacts]:
+    header = read_header(path)
+    found = facts(header)
+    check_label(parse_ref(task.name), found.quantization)
+    return header, found
+
+
+def _plan(path: Path, header: Header, step: int, outbox: Outbox) -> tuple[LevelPlan, ...]:
+    plans: list[LevelPlan] = []
+    for count, label in enumerate(QUANTIZATIONS, start=1):
+        plans += plan_levels(path, header, (label,))
+        outbox.progress(step, count / len(QUANTIZATIONS), label)
+    return tuple(plans)
+
+
+def _unreadable(source: Path) -> InvalidParameter:
+    return InvalidParameter(
+        f"{source.name[:80]!r} is no file that the server can read; give the path of a .gguf file.", param="path"
+    )

@@ -1,0 +1,44 @@
+"""Fixtures that every kind of test may use: demo models, and a real server in a process of its own.
+
+Nothing here touches ~/.quantry: every server has a home of its own in a temporary folder, and port 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import GLOSS, MakeServer, Server
+
+
+@pytest.fixture(scope="session")
+def gloss() -> Path:
+    """The small trained F16 model of the demo."""
+    return GLOSS
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[MakeServer]:
+    """Starts servers for one test; settings by name, e.g. `QUANTRY_API_KEYS="..."`."""
+    servers: list[Server] = []
+
+    def make(name: str = "home", **settings: str) -> Server:
+        server = Server(tmp_path / name, settings)
+        servers.append(server)
+        return server.start()
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def gloss_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that only read: gloss at F16, Q8_0, Q4_K_M and Q2_K."""
+    server = Server(tmp_path_factory.mktemp("gloss-server") / "home", {}).start()
+    server.add_gloss()
+    server.quantize("Q8_0", "Q4_K_M", "Q2_K")
+    yield server
+    server.close()

@@ -1,0 +1,107 @@
+"""A server that is killed takes its job children with it, and the next one finishes what it began."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.domain.jobs import JobStatus
+from service.frames import encode
+from service.jobs.messages import LevelTask, QuantizeTask
+
+ROOT = Path(__file__).parents[3]
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from service.domain.jobs import JobStatus, QuantizeSpec
+from service.jobs.queue import JobQueue
+from service.jobs.runner import JobRunner, RunnerOptions
+from service.store.blobs import BlobStore
+from service.store.catalog import Catalog
+from service.store.database import open_database
+
+async def main(folder):
+    engine = open_database(f"sqlite:///{folder}/quantry.db")
+    blobs = BlobStore(folder / "blobs", reserve_bytes=0)
+    blobs.start()
+    catalog = Catalog(engine)
+    runner = JobRunner(JobQueue(engine, 10), catalog, blobs, RunnerOptions())
+    await runner.start()
+    source = catalog.resolve("gloss:F16")
+    job = await runner.submit_quantize(QuantizeSpec(source.name, source.digest, ("Q8_0", "IQ3_S", "IQ3_M")))
+    async for event in runner.subscribe(job.id):
+        if event.job.steps[1].status is JobStatus.RUNNING and event.job.steps[1].progress > 0.05:
+            (run,) = runner._runs.values()
+            print(job.id, run.child.pid, flush=True)
+            await asyncio.sleep(60)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def interrupted(open_home) -> tuple[str, list[str]]:
+    """A home whose server was killed in the middle of a level: (job id, files left half made)."""
+    folder = open_home().folder
+    argv = [sys.executable, "-c", SERVER, str(folder)]
+    with subprocess.Popen(argv, env=environment(), stdout=subprocess.PIPE, text=True) as server:
+        job_id, pid = server.stdout.readline().split()
+        assert psutil.pid_exists(int(pid))
+        server.kill()
+        server.wait()
+        assert gone_within(int(pid), 5.0)
+    return job_id, os.listdir(folder / "blobs" / "incoming")
+
+
+async def test_a_killed_server_leaves_no_child_and_the_next_start_finishes_the_job(interrupted, open_home):
+    job_id, left = interrupted
+    assert left, "it died with a file half made"
+    home = open_home()
+    assert home.incoming() == []
+    assert home.queue.get(job_id).status is JobStatus.RUNNING
+    before = home.queue.events_after(job_id)[-1].id
+    await home.runner.start()
+    events = [event async for event in home.runner.subscribe(job_id, before)]
+    assert events[0].id == before + 1, "following resumes across the restart"
+    job = events[-1].job
+    assert (job.status, job.attempts) == (JobStatus.SUCCEEDED, 1)
+    assert job.steps[0].detail == "already there"
+    assert home.names() == ["gloss:F16", "gloss:IQ3_M", "gloss:IQ3_S", "gloss:Q8_0"]
+    assert all(home.blobs.verify(blob.digest) for blob in home.catalog.blobs())
+    await home.runner.stop()
+
+
+@pytest.mark.parametrize("with_task", [True, False])
+def test_a_child_leaves_when_its_input_ends(gloss, tmp_path, with_task):
+    # This process lives on, so it is not the kernel's signal that ends the child.
+    argv = [sys.executable, "-m", "service.jobs.steps"]
+    level = LevelTask("IQ3_S", str(tmp_path / "x"), 10**7)
+    task = QuantizeTask(str(gloss), (level,) * 9, False, 1, 19)
+    with subprocess.Popen(
+        argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        if with_task:
+            child.stdin.write(encode(task))
+            child.stdin.flush()
+            assert child.stdout.read(4)
+        child.stdin.close()
+        assert child.wait(5) in ((-9,) if with_task else (2,))

@@ -1,0 +1,284 @@
+"""OpenAI's dialect, byte for byte where clients look, and through OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from service.domain.errors import PromptTooLong, QueueFull
+from service.domain.generation import Failed, Finished, FinishReason, Timings, Token, Usage
+
+HELLO = [{"role": "user", "content": "Hi"}]
+
+
+def chunks_of(text: str) -> list[Any]:
+    assert text.endswith("\n\n")
+    blocks = [block.removeprefix("data: ") for block in text[:-2].split("\n\n")]
+    return [block if block == "[DONE]" else json.loads(block) for block in blocks]
+
+
+async def chat(client, **fields):
+    return await client.post("/v1/chat/completions", json={"model": "gloss", "messages": HELLO, **fields})
+
+
+async def test_a_chat_completion_is_openais(client):
+    answer = await chat(client)
+    assert answer.headers["X-Quantry-Variant"] == "gloss:Q8_0"
+    body = answer.json()
+    assert body.pop("id").startswith("chatcmpl-")
+    assert isinstance(body.pop("created"), int)
+    assert body.pop("system_fingerprint").startswith("fp_")
+    assert body == {
+        "object": "chat.completion",
+        "model": "gloss:Q8_0",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+
+
+@pytest.mark.parametrize("include_usage", [None, False, True])
+async def test_a_chat_stream_is_role_deltas_end_usage_done(client, api, include_usage):
+    api.pool.script = [Token("Hel"), Token("lo"), Finished(FinishReason.LENGTH, Usage(5, 2), Timings())]
+    options = {} if include_usage is None else {"stream_options": {"include_usage": include_usage}}
+    answer = await chat(client, stream=True, **options)
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *chunks, done = chunks_of(answer.text)
+    assert done == "[DONE]"
+    usage = chunks.pop() if include_usage else None
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) == 1
+    assert chunks[0]["choices"] == [
+        {
+            "index": 0,
+            "delta": {"role": "assistant", "content": "", "refusal": None},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+    ]
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks[1:-1]) == "Hello"
+    assert chunks[-1]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
+    if include_usage:
+        assert all(chunk["usage"] is None for chunk in chunks)
+        assert usage["choices"] == []
+        assert usage["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    else:
+        assert all("usage" not in chunk for chunk in chunks)
+
+
+async def test_a_text_completion_and_its_stream(client, api):
+    whole = await client.post("/v1/completions", json={"model": "gloss", "prompt": ["Hi"]})
+    assert whole.json()["object"] == "text_completion"
+    assert whole.json()["choices"] == [{"index": 0, "text": "Hello", "logprobs": None, "finish_reason": "stop"}]
+    assert api.pool.submitted[0][1].prompt == "Hi"
+    assert api.pool.submitted[0][1].max_tokens == 16
+    streamed = await client.post("/v1/completions", json={"model": "gloss", "prompt": "Hi", "stream": True})
+    *chunks, last, done = chunks_of(streamed.text)
+    assert done == "[DONE]"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Hello"
+    assert last["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}]
+
+
+async def test_text_with_our_own_mark_and_line_ends_stays_whole(client, api):
+    text = "\x00text\x00\r\n\ndata: [DONE]\n\n\u2028\x85"
+    api.pool.script = [Token(text), Finished(FinishReason.STOP, Usage(1, 1), Timings())]
+    answer = await chat(client, stream=True)
+    assert chunks_of(answer.text)[1]["choices"][0]["delta"]["content"] == text
+
+
+async def test_fields_become_what_they_mean(client, api):
+    await chat(
+        client, max_completion_tokens=9, temperature=0.2, top_p=0.7, seed=-1, stop=["a", "b"], presence_penalty=1,
+        frequency_penalty=-1, logit_bias={"5": -100}, top_k=3, min_p=0.2, user="me", metadata={"a": "b"}, unknown=[1],
+        store=True, parallel_tool_calls=False, tools=[], tool_choice="auto", response_format={"type": "text"}, n=1,
+        logprobs=False,
+    )  # fmt: skip
+    _, request = api.pool.submitted[0]
+    sampling = request.sampling
+    assert (request.max_tokens, request.stop) == (9, ("a", "b"))
+    assert (sampling.temperature, sampling.top_p, sampling.seed) == (0.2, 0.7, 2**32 - 1)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (1, -1)
+    assert (sampling.top_k, sampling.min_p, sampling.logit_bias) == (3, 0.2, ((5, -100),))
+
+
+async def test_what_is_left_out_or_null_is_openais_default(client, api):
+    await chat(client)
+    await chat(client, temperature=None, top_p=None, max_tokens=None, stop=None, seed=None, stream=None, n=None)
+    for _, request in api.pool.submitted:
+        assert (request.sampling.temperature, request.sampling.top_p) == (1.0, 1.0)
+        assert (request.max_tokens, request.stop, request.sampling.seed) == (None, (), None)
+
+
+async def test_messages_become_plain_turns(client, api):
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts, "name": "ann"},
+        {"role": "assistant", "content": "ok", "refusal": None},
+        {"role": "user", "content": ""},
+    ]
+    assert (await chat(client, messages=messages)).status_code == 200
+    turns = api.pool.submitted[0][1].messages
+    assert [(turn.role, turn.content) for turn in turns] == [
+        ("system", "be brief"),
+        ("user", "one\ntwo"),
+        ("assistant", "ok"),
+        ("user", ""),
+    ]
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"functions": [{}]}, "functions"),
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages[0]"),
+    ],
+)
+async def test_what_is_not_carried_out_is_refused_and_not_ignored(client, api, fields, param):
+    answer = await chat(client, **fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "not_supported"
+    assert answer.json()["error"]["param"] == param
+    assert api.pool.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_completion_tokens": True}, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+    ],
+)
+async def test_an_impossible_value_is_refused_by_name(client, api, fields, param):
+    answer = await chat(client, **fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_parameter"
+    assert answer.json()["error"]["param"].startswith(param)
+    assert api.pool.submitted == []
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1, 2]], []])
+async def test_one_prompt_of_text_is_asked_for(client, prompt):
+    answer = await client.post("/v1/completions", json={"model": "gloss", "prompt": prompt})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "not_supported"
+
+
+@pytest.mark.parametrize("fields", [{"suffix": "x"}, {"echo": True}, {"best_of": 2}, {"logprobs": 0}])
+async def test_completion_fields_that_are_not_carried_out(client, fields):
+    answer = await client.post("/v1/completions", json={"model": "gloss", "prompt": "x", **fields})
+    assert answer.json()["error"]["code"] == "not_supported"
+
+
+async def test_an_error_after_the_first_text_is_in_the_stream_without_done(client, api):
+    api.pool.script = [Token("Hel"), Failed("worker_died", "The worker died; send it again.")]
+    *_, last = chunks_of((await chat(client, stream=True)).text)
+    assert last["error"]["code"] == "worker_died"
+
+
+async def test_models_are_listed_by_canonical_name(client):
+    body = (await client.get("/v1/models")).json()
+    assert body["object"] == "list"
+    assert [model["id"] for model in body["data"]] == ["gloss:F16", "gloss:Q8_0"]
+    assert (await client.get("/v1/models/gloss:q8_0")).json() == body["data"][1]
+    assert (await client.get("/v1/models/library/gloss")).json()["id"] == "gloss:Q8_0"
+    assert isinstance(body["data"][0]["created"], int)
+    assert body["data"][0]["owned_by"] == "library"
+    assert (await client.get("/v1/models/none")).json()["error"]["code"] == "model_not_found"
+
+
+# --- OpenAI's own client -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def sdk(api):
+    transport = httpx.ASGITransport(api.app)
+    async with openai.AsyncOpenAI(
+        api_key="x",
+        base_url="http://127.0.0.1:8080/v1",
+        max_retries=0,
+        http_client=httpx.AsyncClient(transport=transport),
+    ) as sdk:
+        yield sdk
+
+
+async def test_the_sdk_chats(sdk):
+    answer = await sdk.chat.completions.create(model="gloss", messages=HELLO)
+    assert answer.choices[0].message.content == "Hello"
+    assert answer.usage.total_tokens == 7
+
+
+async def test_the_sdk_streams(sdk):
+    stream = await sdk.chat.completions.create(
+        model="gloss", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Hello"
+    assert chunks[-1].usage.total_tokens == 7
+
+
+async def test_the_sdk_completes_and_lists(sdk):
+    assert (await sdk.completions.create(model="gloss", prompt="Hi")).choices[0].text == "Hello"
+    assert [model.id async for model in sdk.models.list()] == ["gloss:F16", "gloss:Q8_0"]
+    assert (await sdk.models.retrieve("gloss")).id == "gloss:Q8_0"
+
+
+async def test_the_sdk_raises_its_own_errors(sdk, api):
+    with pytest.raises(openai.NotFoundError) as missing:
+        await sdk.chat.completions.create(model="none", messages=HELLO)
+    assert missing.value.code == "model_not_found"
+    api.pool.error = PromptTooLong("Too long; shorten it.", param="messages")
+    with pytest.raises(openai.BadRequestError) as long:
+        await sdk.chat.completions.create(model="gloss", messages=HELLO)
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "messages")
+    api.pool.error = QueueFull("Full; try again.")
+    with pytest.raises(openai.RateLimitError) as full:
+        await sdk.chat.completions.create(model="gloss", messages=HELLO)
+    assert full.value.code == "rate_limit_exceeded"
+
+
+async def test_the_sdk_raises_an_error_within_a_stream(sdk, api):
+    api.pool.script = [Token("Hel"), Failed("worker_died", "The worker died; send it again.")]
+    stream = await sdk.chat.completions.create(model="gloss", messages=HELLO, stream=True)
+    with pytest.raises(openai.APIError, match="worker died"):
+        async for _ in stream:
+            pass

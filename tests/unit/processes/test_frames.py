@@ -1,0 +1,81 @@
+"""Frames between the server and its children: what is written is read, and nothing else passes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import struct
+from contextlib import suppress
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from service.domain.catalog import FileFacts, LevelPlan, ModelShape
+from service.domain.generation import Failed as FailedEvent
+from service.domain.generation import Finished, FinishReason, GenerationRequest, Message, Timings, Usage
+from service.domain.jobs import MadeFile
+from service.frames import MAX_FRAME_BYTES, BadFrame, FrameReader, encode
+from service.jobs import messages
+from service.jobs.messages import Done, Failed, ImportTask, LevelTask, Made, Progress, QuantizeTask
+from service.workers import protocol
+
+FACTS = FileFacts("Q8_0", 10, 8.5, 20, ModelShape("llama", layers=2), types=(("Q8_0", 3),))
+PLAN = LevelPlan("Q4_K_M", 100, 4.5, False, ("blk.0.attn_q.weight",), (("Q4_K", 2),))
+MESSAGES = [
+    Progress(3, 0.25, "tensor 12 of 56"),
+    Made(0, MadeFile("/x", "sha256:00", 5, FACTS, (PLAN,), 1.5), "llama-cpp-python 0"),
+    Failed("disk_full", "Make room.", "to"),
+    Done(),
+]
+TASKS = [
+    ImportTask("/a.gguf", "/in/x", "gloss", None, 19),
+    QuantizeTask("/b", (LevelTask("Q8_0", "/in/y", 800),), True, 0, 19),
+]
+
+
+EVENTS = [
+    protocol.Events([(1, "text")], [(2, Finished(FinishReason.STOP, Usage(3, 4), Timings(load_seconds=0.5)))], []),
+    protocol.Events([], [], [(7, FailedEvent("worker_died", "Send it again.", None, 1))]),
+    protocol.Pong(1, 2, 3),
+]
+REQUEST = GenerationRequest(messages=(Message("user", "hi \U0001f600"),), stop=("a", "b"))
+
+
+def read(kind, data: bytes):
+    return FrameReader(kind).read_blocking(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        *((messages.Message, message) for message in MESSAGES),
+        *((messages.Task, task) for task in TASKS),
+        *((protocol.FromWorker, event) for event in EVENTS),
+        (protocol.ToWorker, protocol.Submit(1, REQUEST)),
+    ],
+)
+async def test_a_message_arrives_as_it_was_sent(kind, message):
+    assert read(kind, encode(message)) == message
+    stream = asyncio.StreamReader()
+    stream.feed_data(encode(message))
+    assert await FrameReader(kind).read(stream) == message
+
+
+def test_a_frame_over_the_limit_is_refused_before_it_is_read():
+    with pytest.raises(BadFrame, match="limit"):
+        read(messages.Message, b"\xff\xff\xff\xff")
+    with pytest.raises(BadFrame, match="limit"):
+        encode(Failed("x", "x" * (MAX_FRAME_BYTES + 1)))
+
+
+def test_a_frame_cut_short_is_the_end_of_the_stream():
+    frame = encode(TASKS[0])
+    for length in (0, 3, 4, len(frame) - 1):
+        assert read(messages.Task, frame[:length]) is None
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_message_raise_nothing_but_bad_frame(body):
+    with suppress(BadFrame):
+        read(protocol.FromWorker, struct.pack(">I", len(body)) + body)
