@@ -115,7 +115,9 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._pool.begin_drain()
         log.info("draining", signal=signal.Signals(sig).name)
-        super().handle_exit(sig, frame)
+        # Unlike uvicorn, which raises the signal again after shutdown, we end with status 0; a second signal hurries.
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._server_file.unlink(missing_ok=True)

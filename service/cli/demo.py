@@ -9,12 +9,14 @@ import importlib.util
 import json
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -80,6 +82,8 @@ def demo(
 ) -> None:
     """Start a server, import two small models, quantize one to every level, and talk to them."""
     began = time.monotonic()
+    if foreground:
+        end_on_signals()
     files = find_files()
     report = _Report()
     settings = load_settings()
@@ -100,11 +104,24 @@ def demo(
         _summary(shown, server, report, word, seconds, has_smollm2=files.smollm2 is not None)
         if foreground and server.started is not None:
             _stay(shown, server.started)
+        elif server.pid is not None:
+            how = f"stop it: {_this_command()} stop-server"
+            shown.say(f"The server goes on in the background (process {server.pid}); {how}")
     finally:
         # A server that is to outlive this command is only ended where it was asked to stay attached.
         if foreground and server.started is not None:
             background.end(server.started.process.pid, settings.drain_seconds + _STOP_SECONDS)
             shown.note("The server has stopped.", style="")
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that an attached server ends with this command."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _unwind)
+
+
+def _unwind(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _start(session: Session, settings: Settings, report: _Report) -> _Server:
@@ -231,10 +248,6 @@ def _summary(
     if importlib.util.find_spec("openai") is None:
         session.note("  (the last one needs the client: pip install openai)")
     session.say()
-    if server.pid is not None:
-        session.say(
-            f"The server goes on in the background (process {server.pid}); stop it: {_this_command()} stop-server"
-        )
 
 
 def _document(server: _Server, report: _Report, seconds: float) -> dict[str, Any]:
