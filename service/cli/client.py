@@ -150,7 +150,7 @@ class Client:
                     response.read()
                     raise refusal(response)
                 began = True
-                yield events(response.iter_raw())
+                yield events(response.iter_bytes())
         except httpx.TransportError as error:
             if began:
                 raise ConnectionLost(str(error)) from error

@@ -13,7 +13,7 @@ from service.cli.failures import CommandFailed
 from service.cli.options import command
 from service.cli.session import Session
 from service.domain.errors import Conflict
-from service.settings import Settings, load_or_exit, load_settings
+from service.settings import Settings, load_settings
 
 _PANEL = "Serving"
 _STOP_MARGIN_SECONDS = 30.0  # beside the time that running streams get
@@ -47,7 +47,7 @@ def setting_options() -> dict[str, Any]:
 
 def serve(session: Session, /, **overrides: str | None) -> None:
     """Start the server and keep it until Ctrl-C. Options override the QUANTRY_ variables."""
-    settings = load_or_exit(**overrides)
+    settings = load_settings(**overrides)
     if os.environ.get("QUANTRY_API_KEY") and not settings.api_keys:
         session.note(
             "QUANTRY_API_KEY is what clients send; this server asks for no key. QUANTRY_API_KEYS sets those it knows.",

@@ -8,11 +8,9 @@ variant a minute's rest (quarantine).
 from __future__ import annotations
 
 import asyncio
-import datetime
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -31,16 +29,13 @@ from service.domain.errors import (
 )
 from service.domain.generation import GenerationRequest
 from service.domain.memory import MemoryNeed, Placement, largest_context, memory_need, place
-from service.workers.ladder import parse_rung
+from service.workers.ladder import Rung, parse_rung
+from service.workers.slots import DEATHS_TO_QUARANTINE, Slot, WorkerStatus
 from service.workers.stream import Stream
 from service.workers.supervisor import Worker, WorkerOptions, WorkerState
 
 log = structlog.get_logger("pool")
 
-_DEATHS_TO_QUARANTINE = 3
-_DEATH_WINDOW_SECONDS = 60.0
-_QUARANTINE_SECONDS = 60.0
-_FIRST_BACKOFF_SECONDS = 0.25
 _REAP_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 
@@ -70,59 +65,6 @@ class PoolOptions:
     queue_timeout_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One row of `GET /v1/workers`. Times are RFC 3339, UTC."""
-
-    name: str
-    digest: str
-    state: str  # a WorkerState, or "quarantined"
-    rung: str
-    pid: int | None
-    context_length: int
-    parallel: int
-    memory_bytes: int
-    active_requests: int
-    queued_requests: int
-    loaded_at: str | None
-    expires_at: str | None
-    last_error: str | None
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """Everything the pool knows of one variant. `placement` is set while it holds memory."""
-
-    variant: Variant
-    worker: Worker | None = None
-    placement: Placement | None = None
-    loading: asyncio.Task[Worker] | None = None
-    unloading: asyncio.Task[None] | None = None
-    waiting: int = 0  # requests that wait for the load
-    last_used: float = 0.0
-    loaded_at: datetime.datetime | None = None
-    deaths: deque[float] = field(default_factory=deque)
-    quarantined_until: float = 0.0
-    last_error: str | None = None
-
-    @property
-    def active(self) -> int:
-        """Requests in the worker."""
-        return self.worker.active_requests if self.worker is not None else 0
-
-    @property
-    def queued(self) -> int:
-        """Requests that no sequence is free for, or whose model is still loading."""
-        parallel = self.placement.parallel if self.placement is not None else 0
-        return self.waiting + max(0, self.active - parallel)
-
-    @property
-    def is_idle(self) -> bool:
-        """A ready worker that nobody uses or waits for."""
-        ready = self.worker is not None and self.worker.state is WorkerState.READY
-        return ready and self.active == 0 and self.waiting == 0 and self.unloading is None
-
-
 class Pool:
     """All workers of this server."""
 
@@ -131,7 +73,7 @@ class Pool:
         self._options = options
         self._path_of = path_of
         self._rungs = rungs
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._reaper: asyncio.Task[None] | None = None
         self.draining = False
 
@@ -227,51 +169,31 @@ class Pool:
 
     def status(self) -> tuple[WorkerStatus, ...]:
         """Every variant that is, was or shall be in memory since the start."""
-        return tuple(self._status(slot) for slot in self._slots.values() if _is_known(slot))
-
-    def _status(self, slot: _Slot) -> WorkerStatus:
-        worker, now = slot.worker, time.monotonic()
-        if slot.quarantined_until > now:
-            state = "quarantined"
-        elif worker is not None:
-            state = str(worker.state)
-        else:
-            state = str(WorkerState.STARTING if slot.loading is not None else WorkerState.STOPPED)
-        expires = None
-        if slot.is_idle:
-            left = max(0.0, slot.last_used + self._options.keep_alive_seconds - now)
-            expires = _rfc3339(_utc_now() + datetime.timedelta(seconds=left))
-        remembered = self._rungs.rung(self._options.machine, slot.variant.digest) if worker is None else worker.rung
-        return WorkerStatus(
-            name=slot.variant.name,
-            digest=slot.variant.digest,
-            state=state,
-            rung=str(parse_rung(remembered)),
-            pid=worker.pid if worker is not None else None,
-            context_length=slot.placement.context_length if slot.placement else 0,
-            parallel=slot.placement.parallel if slot.placement else 0,
-            memory_bytes=slot.placement.need.total_bytes if slot.placement else 0,
-            active_requests=slot.active,
-            queued_requests=slot.queued,
-            loaded_at=_rfc3339(slot.loaded_at) if slot.loaded_at else None,
-            expires_at=expires,
-            last_error=slot.last_error,
+        return tuple(
+            slot.status(str(self._rung_of(slot)), self._options.keep_alive_seconds)
+            for slot in self._slots.values()
+            if slot.is_known
         )
+
+    def _rung_of(self, slot: Slot) -> Rung:
+        if slot.worker is not None:
+            return slot.worker.rung
+        return parse_rung(self._rungs.rung(self._options.machine, slot.variant.digest))
 
     # --- loading -----------------------------------------------------------------------------------------------
 
-    def _slot(self, variant: Variant) -> _Slot:
+    def _slot(self, variant: Variant) -> Slot:
         if variant.corrupt:
             raise BlobCorrupt(f"The file of {variant.name} is damaged on disk. Delete it and make or import it again.")
-        slot = self._slots.setdefault(variant.digest, _Slot(variant))
+        slot = self._slots.setdefault(variant.digest, Slot(variant))
         slot.variant = variant  # the same blob may have been renamed
         return slot
 
-    async def _ready_worker(self, slot: _Slot) -> Worker:
-        rest = slot.quarantined_until - time.monotonic()
-        if rest > 0:
+    async def _ready_worker(self, slot: Slot) -> Worker:
+        rest = slot.quarantine_seconds_left
+        if rest:
             raise WorkerQuarantined(
-                f"The worker for {slot.variant.name} died {_DEATHS_TO_QUARANTINE} times within a minute and rests. "
+                f"The worker for {slot.variant.name} died {DEATHS_TO_QUARANTINE} times within a minute and rests. "
                 "Try again later, or use another level; `quantry doctor` says more.",
                 retry_after_seconds=int(rest) + 1,
             )
@@ -287,11 +209,11 @@ class Pool:
         finally:
             slot.waiting -= 1
 
-    def _begin_load(self, slot: _Slot, delay_seconds: float) -> None:
+    def _begin_load(self, slot: Slot, delay_seconds: float) -> None:
         slot.loading = asyncio.create_task(self._load(slot, delay_seconds))
         slot.loading.add_done_callback(lambda task: self._load_ended(slot, task))
 
-    def _load_ended(self, slot: _Slot, task: asyncio.Task[Worker]) -> None:
+    def _load_ended(self, slot: Slot, task: asyncio.Task[Worker]) -> None:
         slot.loading = None
         if task.cancelled():
             slot.placement = None
@@ -306,7 +228,7 @@ class Pool:
         else:
             log.error("loading failed", model=slot.variant.name, exc_info=error)
 
-    async def _load(self, slot: _Slot, delay_seconds: float) -> Worker:
+    async def _load(self, slot: Slot, delay_seconds: float) -> Worker:
         if slot.unloading is not None:
             await slot.unloading
         await asyncio.sleep(delay_seconds)
@@ -328,15 +250,12 @@ class Pool:
             if isinstance(error, LoadFailed):
                 self._count_death(slot)
             raise
-        slot.placement = worker.placement
-        slot.loaded_at = _utc_now()
-        slot.last_used = time.monotonic()
-        slot.last_error = None
+        slot.became_ready(worker)
         if worker.rung != parse_rung(remembered):
             await asyncio.to_thread(self._rungs.set_rung, self._options.machine, slot.variant.digest, str(worker.rung))
         return worker
 
-    async def _make_room(self, slot: _Slot) -> Placement:
+    async def _make_room(self, slot: Slot) -> Placement:
         """Wait until the variant fits beside the others, unloading idle ones; the memory is then promised to it."""
         placement = self._place(slot.variant)
         deadline = time.monotonic() + self._options.queue_timeout_seconds
@@ -383,19 +302,17 @@ class Pool:
 
     # --- unloading and death -----------------------------------------------------------------------------------
 
-    async def _unload(self, slot: _Slot) -> None:
+    async def _unload(self, slot: Slot) -> None:
         if slot.unloading is None:
             slot.unloading = asyncio.create_task(self._stop_worker(slot))
         await slot.unloading
 
-    async def _stop_worker(self, slot: _Slot) -> None:
+    async def _stop_worker(self, slot: Slot) -> None:
         try:
             if slot.worker is not None:
                 await slot.worker.stop()
         finally:
-            slot.worker = None
-            slot.placement = None
-            slot.loaded_at = None
+            slot.clear()
             slot.unloading = None
 
     async def _reap(self) -> None:
@@ -409,38 +326,17 @@ class Pool:
                     log.info("unloading an idle model", model=slot.variant.name)
                     await self._unload(slot)
 
-    def _worker_died(self, slot: _Slot, worker: Worker) -> None:
+    def _worker_died(self, slot: Slot, worker: Worker) -> None:
         slot.last_error = worker.last_error
-        slot.worker = None
-        slot.placement = None
-        slot.loaded_at = None
+        slot.clear()
         self._count_death(slot)
-        if slot.quarantined_until <= time.monotonic() and not self.draining and slot.loading is None:
-            self._begin_load(slot, _FIRST_BACKOFF_SECONDS * 2.0 ** (len(slot.deaths) - 1))
+        if not slot.quarantine_seconds_left and not self.draining and slot.loading is None:
+            self._begin_load(slot, slot.backoff_seconds)
 
-    def _count_death(self, slot: _Slot) -> None:
-        now = time.monotonic()
-        slot.deaths.append(now)
-        while slot.deaths and now - slot.deaths[0] > _DEATH_WINDOW_SECONDS:
-            slot.deaths.popleft()
-        if len(slot.deaths) >= _DEATHS_TO_QUARANTINE:
-            slot.quarantined_until = now + _QUARANTINE_SECONDS
-            slot.deaths.clear()
-            log.error("worker quarantined", model=slot.variant.name, seconds=_QUARANTINE_SECONDS)
+    def _count_death(self, slot: Slot) -> None:
+        if slot.count_death():
+            log.error("worker quarantined", model=slot.variant.name, seconds=slot.quarantine_seconds_left)
 
     def _refuse_when_draining(self) -> None:
         if self.draining:
             raise ShuttingDown("The server is shutting down; try again later.", retry_after_seconds=5)
-
-
-def _is_known(slot: _Slot) -> bool:
-    busy = slot.worker is not None or slot.loading is not None
-    return busy or slot.last_error is not None or slot.quarantined_until > 0.0
-
-
-def _utc_now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
-
-
-def _rfc3339(moment: datetime.datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")

@@ -35,7 +35,7 @@ from service.metrics import Metrics
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
-from service.workers.pool import WorkerStatus
+from service.workers.slots import WorkerStatus
 from service.workers.stream import Stream
 
 KEY = "a-key-of-at-least-sixteen-characters"

@@ -96,6 +96,8 @@ def test_a_server_that_stays_away_is_given_up_with_a_way_to_go_on() -> None:
 
 def test_a_refusal_is_not_waited_out() -> None:
     error = {"error": {"code": "job_not_found", "message": "m", "type": "not_found_error", "param": None}}
+    pauses: list[float] = []
     with pytest.raises(CommandFailed) as failed:
-        list(follow(client(lambda request: httpx.Response(404, json=error)), "job_1", lambda seconds: pytest.fail()))
+        list(follow(client(lambda request: httpx.Response(404, json=error)), "job_1", pauses.append))
     assert failed.value.problem.code == "job_not_found"
+    assert not pauses

@@ -1,0 +1,145 @@
+"""What the pool knows of one variant, and how it tells others. Server process; starts and stops nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from service.domain.catalog import Variant
+from service.domain.memory import Placement
+from service.workers.supervisor import Worker, WorkerState
+
+DEATHS_TO_QUARANTINE = 3
+_DEATH_WINDOW_SECONDS = 60.0
+_QUARANTINE_SECONDS = 60.0
+_FIRST_BACKOFF_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One row of `GET /v1/workers`. Times are RFC 3339, UTC."""
+
+    name: str
+    digest: str
+    state: str  # a WorkerState, or "quarantined"
+    rung: str
+    pid: int | None
+    context_length: int
+    parallel: int
+    memory_bytes: int
+    active_requests: int
+    queued_requests: int
+    loaded_at: str | None
+    expires_at: str | None
+    last_error: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """Everything the pool knows of one variant. `placement` is set while it holds memory."""
+
+    variant: Variant
+    worker: Worker | None = None
+    placement: Placement | None = None
+    loading: asyncio.Task[Worker] | None = None
+    unloading: asyncio.Task[None] | None = None
+    waiting: int = 0  # requests that wait for the load
+    last_used: float = 0.0
+    loaded_at: datetime.datetime | None = None
+    deaths: deque[float] = field(default_factory=deque)
+    quarantined_until: float = 0.0
+    last_error: str | None = None
+
+    @property
+    def active(self) -> int:
+        """Requests in the worker."""
+        return self.worker.active_requests if self.worker is not None else 0
+
+    @property
+    def queued(self) -> int:
+        """Requests that no sequence is free for, or whose model is still loading."""
+        parallel = self.placement.parallel if self.placement is not None else 0
+        return self.waiting + max(0, self.active - parallel)
+
+    @property
+    def is_idle(self) -> bool:
+        """A ready worker that nobody uses or waits for."""
+        ready = self.worker is not None and self.worker.state is WorkerState.READY
+        return ready and self.active == 0 and self.waiting == 0 and self.unloading is None
+
+    @property
+    def is_known(self) -> bool:
+        """True for a variant that is, was or shall be in memory since the start."""
+        busy = self.worker is not None or self.loading is not None
+        return busy or self.last_error is not None or self.quarantined_until > 0.0
+
+    @property
+    def quarantine_seconds_left(self) -> float:
+        """How long the variant still rests; 0 when it does not."""
+        return max(0.0, self.quarantined_until - time.monotonic())
+
+    @property
+    def backoff_seconds(self) -> float:
+        """How long to wait before the next start: twice as long after each death in the window."""
+        return _FIRST_BACKOFF_SECONDS * 2.0 ** max(0, len(self.deaths) - 1)
+
+    def clear(self) -> None:
+        """It holds no worker and no memory any more."""
+        self.worker = None
+        self.placement = None
+        self.loaded_at = None
+
+    def became_ready(self, worker: Worker) -> None:
+        """Its worker is loaded."""
+        self.placement = worker.placement
+        self.loaded_at = datetime.datetime.now(datetime.UTC)
+        self.last_used = time.monotonic()
+        self.last_error = None
+
+    def count_death(self) -> bool:
+        """Note a death; True when it was one too many and the variant is quarantined now."""
+        now = time.monotonic()
+        self.deaths.append(now)
+        while now - self.deaths[0] > _DEATH_WINDOW_SECONDS:
+            self.deaths.popleft()
+        if len(self.deaths) < DEATHS_TO_QUARANTINE:
+            return False
+        self.quarantined_until = now + _QUARANTINE_SECONDS
+        self.deaths.clear()
+        return True
+
+    def status(self, rung: str, keep_alive_seconds: float) -> WorkerStatus:
+        """The row for this variant."""
+        worker, placement = self.worker, self.placement
+        if self.quarantine_seconds_left:
+            state = "quarantined"
+        elif worker is not None:
+            state = str(worker.state)
+        else:
+            state = str(WorkerState.STARTING if self.loading is not None else WorkerState.STOPPED)
+        expires = None
+        if self.is_idle:
+            left = max(0.0, self.last_used + keep_alive_seconds - time.monotonic())
+            expires = _rfc3339(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left))
+        return WorkerStatus(
+            name=self.variant.name,
+            digest=self.variant.digest,
+            state=state,
+            rung=rung,
+            pid=worker.pid if worker is not None else None,
+            context_length=placement.context_length if placement else 0,
+            parallel=placement.parallel if placement else 0,
+            memory_bytes=placement.need.total_bytes if placement else 0,
+            active_requests=self.active,
+            queued_requests=self.queued,
+            loaded_at=_rfc3339(self.loaded_at) if self.loaded_at else None,
+            expires_at=expires,
+            last_error=self.last_error,
+        )
+
+
+def _rfc3339(moment: datetime.datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
