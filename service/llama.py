@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from service.domain.errors import InvalidParameter, LoadFailed, QuantizationFailed
 
 LogListener = Callable[[int, str], None]
-_FUNCTION = re.compile(r"^(?:\w+: )+")
+_PREFIX = re.compile(r"^(?:\w+: )*(?:(?:failed to quantize|error loading model): (?:\w+: )*)?")
 _PATH = re.compile(r"'?/[^\s':]+'?")
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LOG_CONTINUATION = 5  # GGML_LOG_LEVEL_CONT: more of the line before
@@ -66,11 +66,12 @@ class _ErrorLines:
             self.lines.append(text.strip())
 
     def reason(self) -> str:
-        """The first error, which names the cause, without C++ function names and paths."""
-        if not self.lines:
-            return "llama.cpp gave no reason"
-        line = _PATH.sub("the file", _FUNCTION.sub("", self.lines[0]))
-        return line.rstrip(".")[:400]
+        """The error nearest to the cause: the last one that says more than that it failed, without paths."""
+        for line in reversed(self.lines):
+            told = _PATH.sub("the file", _PREFIX.sub("", line)).rstrip(".")
+            if told and not told.startswith("failed to load model"):
+                return told[:400]
+        return "llama.cpp gave no reason"
 
 
 _backend_ready = False
