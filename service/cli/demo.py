@@ -92,7 +92,7 @@ def demo(
     try:
         shown = _at(shown, server.url, settings)
         with shown.client() as client:
-            _prepare(shown, client, files, report, upload=no_serve or not client.is_local)
+            _prepare(shown, client, files, report, upload=True if no_serve else None)
             print_variants(shown, variants(client).data)
             shown.say()
             word = _compare(shown, client, files, report)
@@ -150,7 +150,7 @@ def _at(session: Session, url: str, settings: Settings) -> Session:
     return replace(session, url=url, api_key=key)
 
 
-def _prepare(session: Session, client: Client, files: DemoFiles, report: _Report, *, upload: bool) -> None:
+def _prepare(session: Session, client: Client, files: DemoFiles, report: _Report, *, upload: bool | None) -> None:
     _import(session, client, "gloss", files.gloss, report, upload=upload)
     if files.smollm2 is not None:
         _import(session, client, "smollm2", files.smollm2, report, upload=upload)
@@ -171,7 +171,7 @@ def _prepare(session: Session, client: Client, files: DemoFiles, report: _Report
     report.steps.append((f"quantized gloss to {len(missing)} levels", time.monotonic() - began))
 
 
-def _import(session: Session, client: Client, name: str, path: Path, report: _Report, *, upload: bool) -> None:
+def _import(session: Session, client: Client, name: str, path: Path, report: _Report, *, upload: bool | None) -> None:
     began = time.monotonic()
     known = [row for row in variants(client, name).data if row.model == name and row.lineage.origin == "imported"]
     if known:

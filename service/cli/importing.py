@@ -19,6 +19,7 @@ from service.cli.progress import transfer
 from service.cli.session import Session
 
 _CHUNK_BYTES = 1 << 20
+_PATH_REFUSED = frozenset({"invalid_parameter", "forbidden"})
 _IMPORT_SECONDS = 330.0  # the server waits at most 300 before it answers with the job
 _UPLOAD_SECONDS = 300.0  # for each piece, and for the answer after the last
 
@@ -36,16 +37,15 @@ def import_model(
         bool | None,
         typer.Option(
             "--upload/--no-upload",
-            help="Send the file's bytes, or only its path. By default the path when the server is on this machine.",
+            help="Send the file's bytes, or only its path. By default the path, where the server can read it.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Bring a GGUF file into the store under a name."""
     with session.client() as client:
-        send = not client.is_local if upload is None else upload
         shown = session.silenced() if session.as_json else session
-        variant = import_file(shown, client, name, path, upload=send)
+        variant = import_file(shown, client, name, path, upload=upload)
     if session.as_json:
         session.document(variant)
         return
@@ -59,8 +59,13 @@ def import_model(
         session.note(f"Next: quantry quantize {name} Q4_K_M, or quantry quantize {name} --all")
 
 
-def import_file(session: Session, client: Client, name: str, path: Path, *, upload: bool) -> VariantShape:
-    """Import one file and wait for it. Importing what is there already finds it again."""
+def import_file(session: Session, client: Client, name: str, path: Path, *, upload: bool | None = None) -> VariantShape:
+    """Import one file and wait for it. Importing what is there already finds it again.
+
+    `upload` None: by path where the server is on this machine and takes it, else by bytes.
+    """
+    if upload is None and not client.is_local:
+        upload = True
     if upload:
         return _import(session, client, {"name": name, "digest": upload_blob(session, client, path)})
     if not path.is_absolute() and not path.is_file():
@@ -69,8 +74,11 @@ def import_file(session: Session, client: Client, name: str, path: Path, *, uplo
         return _import(session, client, {"name": name, "path": str(path.absolute())})
     except CommandFailed as failure:
         problem = failure.problem
-        if problem.code != "invalid_parameter":
+        if problem.code not in _PATH_REFUSED:
             raise
+        if upload is None and path.is_file():
+            # Another file system (a container), or a server that takes paths from some folders only.
+            return import_file(session, client, name, path, upload=True)
         raise CommandFailed(problem.code, problem.message, remedy="add --upload to send the file's bytes") from None
 
 

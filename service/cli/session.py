@@ -134,9 +134,14 @@ def running_server(home: Path) -> RunningServer | None:
     """The server that says it works on this home."""
     try:
         found = json.loads((home / SERVER_FILE).read_text())
-        return RunningServer(pid=int(found["pid"]), url=str(found["url"]))
+        return RunningServer(pid=int(found["pid"]), url=_reachable(str(found["url"])))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _reachable(url: str) -> str:
+    """A server on all addresses of this machine is called at its loopback address."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _console(file: Any) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pty
 import re
@@ -59,6 +60,21 @@ class Terminal:
         deadline = time.monotonic() + SECONDS
         while words not in self.shown[after:]:
             assert time.monotonic() < deadline, self.shown
+            assert self._read(), self.shown
+        return self.shown.index(words, after) + len(words)
+
+    def press_until(self, key: str, words: str, after: int) -> int:
+        """As `wait_for`, pressing `key` every two seconds.
+
+        As a person would: Python's line editor misses a signal that comes just before it begins to wait for input.
+        """
+        deadline = time.monotonic() + SECONDS
+        pressed = -math.inf
+        while words not in self.shown[after:]:
+            assert time.monotonic() < deadline, self.shown
+            if time.monotonic() - pressed > 2:
+                pressed = time.monotonic()
+                self.type(key)
             assert self._read(), self.shown
         return self.shown.index(words, after) + len(words)
 

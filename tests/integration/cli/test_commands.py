@@ -154,6 +154,15 @@ def test_a_path_that_only_this_side_can_name_is_told_with_upload(own_server: Ser
     assert "--upload" in result.stderr
 
 
+def test_a_server_that_takes_no_paths_is_sent_the_bytes(make_server: MakeServer) -> None:
+    key = "a-key-that-is-long-enough"
+    server = make_server(QUANTRY_API_KEYS=key)
+    assert run(server, "import", "sent", str(GLOSS), "--api-key", key).exit_code == 0
+    refused = run(server, "import", "named", str(GLOSS), "--no-upload", "--api-key", key)
+    assert refused.exit_code == ExitCode.FAILED
+    assert "--upload" in refused.stderr
+
+
 def test_quantize_waits_shows_each_level_and_lists_what_it_made(own_server: Server) -> None:
     run(own_server, "import", "made", str(GLOSS))
     result = run(own_server, "quantize", "made", "q4_k", "Q8_0")

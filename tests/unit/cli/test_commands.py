@@ -107,6 +107,16 @@ def test_port_0_finds_the_server_that_wrote_its_address_down(tmp_path: Path) -> 
     assert default_url({"QUANTRY_PORT": "0", "QUANTRY_HOME": str(tmp_path)}) == "http://127.0.0.1:5555"
 
 
+@pytest.mark.parametrize(
+    ("written", "called"), [("http://0.0.0.0:5", "http://127.0.0.1:5"), ("http://[::]:5", "http://[::1]:5")]
+)
+def test_a_server_on_all_addresses_is_called_on_this_machine(written: str, called: str, tmp_path: Path) -> None:
+    (tmp_path / "server.json").write_text(json.dumps({"pid": 1, "url": written}))
+    found = running_server(tmp_path)
+    assert found is not None
+    assert found.url == called
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x", "url": ""}', '{"pid": 1}'])
 def test_a_broken_server_file_names_no_server(text: str, tmp_path: Path) -> None:
     (tmp_path / "server.json").write_text(text)
