@@ -5,6 +5,7 @@ Nothing here touches ~/.quantry: every server has a home of its own in a tempora
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,14 @@ from tests.server import GLOSS, MakeServer, Server
 def gloss() -> Path:
     """The small trained F16 model of the demo."""
     return GLOSS
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in Q4_1, out of its PyPI wheel: a source that has lost precision already."""
+    path = os.environ.get("QUANTRY_SMOLLM2")
+    assert path, "set QUANTRY_SMOLLM2 to what scripts/fetch_smollm2.py prints; `make check` does"
+    return Path(path)
 
 
 @pytest.fixture
