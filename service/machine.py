@@ -25,6 +25,11 @@ def memory_bytes() -> int:
     return total
 
 
+def default_memory_budget_bytes() -> int:
+    """What models may take when nobody says otherwise: 80 % of `memory_bytes`, the rest is for everything else."""
+    return memory_bytes() * 4 // 5
+
+
 def physical_cores() -> int:
     """Cores to compute on: hyper-threads share one core's arithmetic units."""
     return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1

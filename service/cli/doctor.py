@@ -33,7 +33,6 @@ from service.settings import PREFIX, Settings, load_settings
 
 _PANEL = "This machine"
 _LLAMA_SECONDS = 60.0
-_MEMORY_SHARE = 0.8  # of what the machine has, when memory_budget_bytes is not set; as service.app has it
 _STYLES = {Verdict.GOOD: "green", Verdict.NOTE: "yellow", Verdict.WRONG: "bold red"}
 _LIBRARIES = (
     "alembic", "fastapi", "httpx", "jinja2", "llama-cpp-python", "msgspec", "numpy", "prometheus-client", "psutil",
@@ -148,7 +147,7 @@ def _home(settings: Settings) -> list[Finding]:
     writable = os.access(there, os.W_OK | os.X_OK)
     disk = checks.check_disk(psutil.disk_usage(str(there)).free, settings.disk_reserve_bytes, writable)
     total = machine.memory_bytes()
-    budget = settings.memory_budget_bytes or int(total * _MEMORY_SHARE)
+    budget = settings.memory_budget_bytes or machine.default_memory_budget_bytes()
     home = f"{settings.home}{'' if there == settings.home else ' (made at the first start)'}"
     available = min(total, int(psutil.virtual_memory().available))
     return [Finding("home", Verdict.GOOD, home), disk, checks.check_memory(total, available, budget)]

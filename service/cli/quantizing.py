@@ -53,9 +53,8 @@ def quantize(
             "usage", "Name levels, or say --all.", remedy=f"quantry quantize {model} Q4_K_M", exit_code=ExitCode.USAGE
         )
     with session.client() as client:
-        source = best_source(client, model)
-        wanted = makeable(client, source) if all_levels else [parse_label(level) for level in levels or ()]
-        job = submit(client, source, wanted, allow_requantize=allow_requantize)
+        wanted = makeable(client, model) if all_levels else [parse_label(level) for level in levels or ()]
+        job = submit(client, model, wanted, allow_requantize=allow_requantize)
         if detach:
             if session.as_json:
                 session.document(job)
@@ -75,12 +74,11 @@ def plan(
     """Work out what levels of a model would be, to the byte, and make nothing."""
     wanted = [parse_label(level) for level in levels] if levels else list(TABLE_LEVELS)
     with session.client() as client:
-        source = best_source(client, model)
-        listing = plans(client, source, wanted)
+        listing = plans(client, model, wanted)
     if session.as_json:
         session.document(listing)
         return
-    session.say(f"{source} would become:")
+    session.say(f"{model} would become:")
     session.table(tables.plans(listing.data))
     session.note("* recommended")
     session.note(tables.REFERENCE_NOTE)
@@ -88,22 +86,11 @@ def plan(
         session.note("! does not fit the server's memory budget.")
 
 
-def best_source(client: Client, model: str) -> str:
-    """What to quantize from. A bare name means the model's variant that lost least, not the one it is served by."""
-    if ":" in model.rpartition("/")[2]:
-        return model
-    rows = [row for row in variants(client, model).data if not row.corrupt]
-    plain = [row for row in rows if ":" in row.name and "-" not in row.name.rpartition(":")[2]] or rows
-    if not plain:
-        return model
-    return min(plain, key=lambda row: (row.lossy, -row.bits_per_weight)).name
-
-
-def makeable(client: Client, source: str) -> list[str]:
-    """The levels of the table that llama.cpp can make of `source`."""
+def makeable(client: Client, model: str) -> list[str]:
+    """The levels of the table that llama.cpp can make of the model."""
     return [
         row.quantization
-        for row in plans(client, source, list(TABLE_LEVELS)).data
+        for row in plans(client, model, list(TABLE_LEVELS)).data
         if not row.error and not row.needs_imatrix
     ]
 

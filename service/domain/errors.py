@@ -1,21 +1,23 @@
 """Everything that can go wrong and that a caller may see, as one tree.
 
     QuantryError
+    ├── InternalError             our own mistake
     ├── InvalidRequest            the caller can mend the request
-    │   ├── InvalidName, InvalidParameter, UnknownQuantization, MalformedBody
+    │   ├── MalformedBody, InvalidParameter, InvalidName, UnknownQuantization
     │   ├── PromptTooLong, NoChatTemplate, TemplateFailed, NotSupported
     │   └── LossySource, ImportanceMatrixRequired, QuantizationNotApplicable, LabelMismatch
     ├── Unauthorized, Forbidden
     ├── NotFound                  ModelNotFound, BlobNotFound, JobNotFound, RouteNotFound
     ├── Conflict                  NameTaken, BlobCorrupt, JobFinished
     ├── TooLarge                  body or upload over its limit
+    ├── UnsupportedMediaType      a body that is not JSON
     ├── InvalidModel              a GGUF file that is truncated, corrupt, hostile or unknown to llama.cpp
     ├── DigestMismatch            bytes that are not what their digest says
     ├── Busy                      QueueFull: try again later
-    ├── Unavailable               WorkerDied, WorkerQuarantined, LoadFailed, DoesNotFit, ShuttingDown
-    ├── DeadlineExceeded
-    ├── DiskFull
-    └── JobFailed                 JobChildDied, JobCancelled, QuantizationFailed
+    ├── Unavailable               WorkerDied, WorkerQuarantined, LoadFailed, DoesNotFit, ShuttingDown, SlowReader
+    ├── DeadlineExceeded          a wait of our own ran out
+    ├── DiskFull                  the disk cannot hold it
+    └── JobFailed                 JobChildDied, JobInterrupted, QuantizationFailed
 
 Every leaf has a stable `code`; its message says what happened and what to do about it. No message holds a
 path, a stack trace or another caller's text. HTTP status codes are not known here: `api/responses.py` maps them.

@@ -35,7 +35,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """One level. `file_type` is llama.cpp's `llama_ftype`; `bits_per_weight` is nominal, of the level's main type."""
+    """One level. `file_type` is llama.cpp's `llama_ftype`; `bits_per_weight` is nominal: llama-quantize's figure."""
 
     label: str
     file_type: int

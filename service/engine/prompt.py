@@ -149,11 +149,11 @@ class PromptRenderer:
     def _hide_special_tokens(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], dict[str, str]]:
         """Replace texts of special tokens in users' words by placeholders that templates carry through unchanged."""
         hidden: dict[str, str] = {}
-        nonce = secrets.token_hex(8)
+        nonce = secrets.randbelow(10**18)
 
         def hide(match: re.Match[str]) -> str:
             # Private-use characters and digits: no filter of a template changes them, no tokenizer knows them.
-            placeholder = f"\ue000{nonce}{len(hidden)}\ue001"
+            placeholder = f"\ue000{nonce:018}{len(hidden)}\ue001"
             hidden[placeholder] = match.group()
             return placeholder
 

@@ -6,7 +6,7 @@ and no row, SQL or integrity error leaves it. It knows blobs by digest and size,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -93,9 +93,18 @@ class Catalog:
 
     def resolve(self, name: str | ModelRef) -> Variant:
         """The variant a name means. Raises InvalidName, and ModelNotFound with the closest names."""
+        return self._resolve(name, naming.choose)
+
+    def resolve_source(self, name: str | ModelRef) -> Variant:
+        """The variant to make levels from: as `resolve`, but a bare name means the variant that has lost least."""
+        return self._resolve(name, naming.choose_source)
+
+    def _resolve(
+        self, name: str | ModelRef, choose: Callable[[ModelRef, Sequence[Variant]], Variant | None]
+    ) -> Variant:
         ref = parse_ref(name) if isinstance(name, str) else name
         with read(self._engine) as connection:
-            variant = naming.choose(ref, _of_model(connection, ref.key))
+            variant = choose(ref, _of_model(connection, ref.key))
             if variant is None:
                 raise _not_found(connection, ref)
         return variant

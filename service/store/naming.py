@@ -45,6 +45,19 @@ def choose(ref: ModelRef, variants: Sequence[Variant]) -> Variant | None:
     return best([v for v in variants if v.flavour.lower() == word])
 
 
+def choose_source(ref: ModelRef, variants: Sequence[Variant]) -> Variant | None:
+    """The variant to make levels from: as `choose`, but a bare name means the variant that has lost least.
+
+    Among equals the one with more bits, then the one without a flavour. A flavour alone means the same within it.
+    """
+    if ref.label is not None or (not ref.wants_default and tagged_variant(_word(ref), variants) is not None):
+        return choose(ref, variants)
+    meant = variants if ref.wants_default else [v for v in variants if v.flavour.lower() == _word(ref)]
+    if not meant:
+        return choose(ref, variants)
+    return min(meant, key=lambda v: (v.lossy, -v.facts.bits_per_weight, v.flavour != "", v.id))
+
+
 def best(variants: Iterable[Variant]) -> Variant | None:
     """The recommended one of a model's variants: those without a flavour first, then by `quants.preference`."""
     return min(variants, key=_rank, default=None)

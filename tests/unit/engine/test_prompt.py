@@ -65,6 +65,11 @@ def test_a_template_that_trims_sees_the_same_text_with_and_without_special_words
     assert chat(trimming, "  a <s> b  ") == [FIRST_CHARACTER + ord(character) for character in "a <s> b"]
 
 
+def test_a_template_that_changes_case_still_finds_the_hidden_words() -> None:
+    tokens = chat("{{ messages[0].content | upper }}{{ messages[0].content | lower }}", "a <s> B")
+    assert "".join(chr(token - FIRST_CHARACTER) for token in tokens) == "A <s> Ba <s> b"
+
+
 def test_a_raw_prompt_names_special_tokens_only_when_asked() -> None:
     words = renderer(None).tokens(GenerationRequest(prompt="<s>"))
     special = renderer(None).tokens(GenerationRequest(prompt="<s>", parse_special=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from service.store.naming import (
     check_canonical,
     check_label,
     choose,
+    choose_source,
     plan_copy,
     plan_delete,
 )
@@ -211,3 +214,40 @@ def test_a_deletion_removes_what_the_name_says(name: str, variants: list[Variant
 def test_a_word_that_only_reaches_a_variant_by_rule_deletes_nothing(name: str) -> None:
     with pytest.raises(Conflict, match="by rule; delete gloss:"):
         plan_delete(parse_ref(name), [Q4, INSTRUCT_Q4])
+
+
+def _source(variant_id: int, flavour: str, label: str, bits: float, *tags: str, lossy: bool = True) -> Variant:
+    made = _variant(variant_id, flavour, label, *tags)
+    return replace(made, facts=replace(made.facts, bits_per_weight=bits, quantized_tensors=lossy))
+
+
+SOURCE_F16 = _source(1, "", "F16", 16.0, lossy=False)
+SOURCE_F32 = _source(2, "", "F32", 32.0, lossy=False)
+SOURCE_Q4 = _source(3, "", "Q4_K_M", 5.0, "latest")
+SOURCE_Q8 = _source(4, "", "Q8_0", 8.5, "prod")
+SOURCE_TINY = _source(5, "tiny", "F16", 16.0, lossy=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "variants", "expected"),
+    [
+        # bare: what has lost least, whatever it is served by
+        ("gloss", [SOURCE_Q4, SOURCE_F16, SOURCE_Q8], SOURCE_F16),
+        ("gloss:latest", [SOURCE_Q4, SOURCE_F16], SOURCE_F16),
+        ("gloss", [SOURCE_F16, SOURCE_F32], SOURCE_F32),
+        ("gloss", [SOURCE_Q4, SOURCE_Q8], SOURCE_Q8),
+        ("gloss", [SOURCE_TINY, SOURCE_F16], SOURCE_F16),
+        ("gloss", [SOURCE_TINY, SOURCE_Q8], SOURCE_TINY),
+        ("gloss", [], None),
+        # a level or a tag of the owner's is what it says
+        ("gloss:q4_k", [SOURCE_Q4, SOURCE_F16], SOURCE_Q4),
+        ("gloss:prod", [SOURCE_Q8, SOURCE_F16], SOURCE_Q8),
+        # a flavour: the same within it
+        ("gloss:tiny", [SOURCE_F32, SOURCE_TINY], SOURCE_TINY),
+        ("gloss:other", [SOURCE_F32], None),
+    ],
+)
+def test_a_bare_name_is_quantized_from_what_has_lost_least(
+    name: str, variants: list[Variant], expected: Variant | None
+) -> None:
+    assert choose_source(parse_ref(name), variants) is expected
