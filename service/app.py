@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import FrameType
@@ -39,7 +40,6 @@ log = structlog.get_logger("app")
 
 SERVER_FILE = "server.json"  # in the home: process id and address of the running server
 _MAX_HEAD_BYTES = 16 * 1024
-_MEMORY_SHARE = 0.8
 _SWEEP_SECONDS = 600.0
 
 
@@ -60,7 +60,7 @@ def create_app(settings: Settings, *, worker_argv: tuple[str, ...] | None = None
         queue,
         catalog,
         blobs,
-        RunnerOptions(concurrency=settings.job_concurrency, threads=settings.job_threads or 0),
+        RunnerOptions(concurrency=settings.job_concurrency, threads=settings.job_threads or machine.physical_cores()),
     )
     pool = Pool(_pool_options(settings, worker_argv), path_of=blobs.path, rungs=catalog)
     app.state.settings = settings
@@ -103,8 +103,8 @@ class _Server(uvicorn.Server):
         self._server_file = server_file
         self._pool = pool
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
         if not self.started or not self.servers:
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -119,9 +119,9 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
 
-    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._server_file.unlink(missing_ok=True)
-        await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
+        await super().shutdown(sockets=sockets)
 
 
 @contextlib.asynccontextmanager
@@ -178,7 +178,7 @@ def _pool_options(settings: Settings, worker_argv: tuple[str, ...] | None) -> Po
         machine=machine.machine_id(),
         context_length=settings.context_length,
         parallel=settings.parallel,
-        memory_budget_bytes=settings.memory_budget_bytes or int(machine.memory_bytes() * _MEMORY_SHARE),
+        memory_budget_bytes=settings.memory_budget_bytes or machine.default_memory_budget_bytes(),
         max_loaded_models=settings.max_loaded_models,
         max_queued_requests=settings.max_queued_requests,
         keep_alive_seconds=settings.keep_alive_seconds,
@@ -192,6 +192,7 @@ def _api_options(settings: Settings) -> ApiOptions:
         context_length=settings.context_length,
         api_key_hashes=hash_keys([key.get_secret_value() for key in settings.api_keys]),
         allowed_hosts=settings.allowed_hosts,
+        import_folders=settings.import_folders,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
         body_read_timeout_seconds=settings.body_read_timeout_seconds,

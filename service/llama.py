@@ -403,7 +403,9 @@ def sampler_stages(
         stages.append(native.llama_sampler_init_logit_bias(vocabulary, len(logit_bias), biases))
     if repeat_last_n and (repeat_penalty != 1.0 or presence_penalty or frequency_penalty):
         stages.append(
-            native.llama_sampler_init_penalties(repeat_last_n, repeat_penalty, frequency_penalty, presence_penalty)
+            native.llama_sampler_init_penalties(
+                vocabulary, repeat_last_n, repeat_penalty, frequency_penalty, presence_penalty
+            )
         )
     if temperature <= 0.0:
         stages.append(native.llama_sampler_init_greedy())

@@ -22,7 +22,7 @@ from service.domain.errors import InvalidParameter
 from service.domain.names import closest
 
 PREFIX = "QUANTRY_"
-# Read by the command line, the demo, scripts and tests, not by the server.
+# Read by the command line, the demo, scripts, tests and docker-compose.yml, not by the server.
 FOREIGN_NAMES = frozenset(
     {
         "QUANTRY_URL",
@@ -31,6 +31,9 @@ FOREIGN_NAMES = frozenset(
         "QUANTRY_DEMO_MODELS",
         "QUANTRY_SMOLLM2",
         "QUANTRY_WHEEL_CACHE",
+        "QUANTRY_BIND",
+        "QUANTRY_MEMORY",
+        "QUANTRY_MODELS",
     }
 )
 FOREIGN_PREFIXES = ("QUANTRY_TEST_", "QUANTRY_BENCH_")
@@ -75,6 +78,11 @@ class Settings(BaseSettings):
         description="Comma list of names a Host header may carry beside loopback ones; empty, with keys: any.",
     )
 
+    import_folders: CommaList = Field(
+        (),
+        description="Comma list of folders whose files may be imported by path; empty: none with keys, any without.",
+    )
+
     # --- where it keeps things
     home: Path = Field(Path("~/.quantry"), description="Folder of the database and the blobs.")
     database_url: str | None = Field(
@@ -98,7 +106,7 @@ class Settings(BaseSettings):
     parallel: int = Field(4, ge=1, le=256, description="Requests that one worker runs at the same time.")
     batch_tokens: int = Field(512, ge=16, le=16384, description="Most tokens in one llama.cpp batch.")
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of a worker; None: the physical cores.")
-    gpu_layers: int = Field(-1, ge=-1, le=4096, description="Layers offloaded to a GPU; -1: as many as fit, 0: none.")
+    gpu_layers: int = Field(-1, ge=-1, le=4096, description="Layers offloaded to a GPU; -1: all, 0: none.")
     memory_budget_bytes: int | None = Field(
         None,
         ge=64 * MIB,
@@ -113,9 +121,11 @@ class Settings(BaseSettings):
         256, ge=1, le=100_000, description="Most requests waiting; more are refused with 429."
     )
     queue_timeout_seconds: float = Field(
-        300.0, ge=1, le=86400, description="Longest wait of a request for its turn, in seconds."
+        300.0, ge=1, le=86400, description="Longest wait for memory that busy models hold, in seconds."
     )
-    load_timeout_seconds: float = Field(600.0, ge=1, le=86400, description="Longest load of a variant, in seconds.")
+    load_timeout_seconds: float = Field(
+        600.0, ge=1, le=86400, description="Longest try at loading a variant, in seconds."
+    )
     worker_hang_seconds: float = Field(
         10.0, ge=1, le=3600, description="Seconds without an answer to a ping after which a worker is killed."
     )
@@ -141,7 +151,7 @@ class Settings(BaseSettings):
         30.0, ge=0.1, le=3600, description="Seconds a client may leave its stream unread before it is cut off."
     )
 
-    @field_validator("api_keys", "allowed_hosts", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "import_folders", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -168,6 +178,16 @@ class Settings(BaseSettings):
             if not _HOST.fullmatch(host):
                 raise ValueError("an allowed host is a name or an address without scheme, port or *")
         return folded
+
+    @field_validator("import_folders")
+    @classmethod
+    def _absolute_folders(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        expanded = tuple(os.path.expanduser(folder) for folder in folders)
+        for folder in expanded:
+            # A relative one would mean another folder wherever the server is started.
+            if not os.path.isabs(folder) or "\0" in folder:
+                raise ValueError("a folder is given by its absolute path, or from ~/")
+        return expanded
 
     @field_validator("home")
     @classmethod

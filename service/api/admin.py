@@ -13,11 +13,8 @@ from service.api.documents import errors
 from service.api.services import Services, Use
 from service.api.shapes import Shape
 from service.domain.errors import ShuttingDown
-from service.domain.jobs import JobStatus
 
 router = APIRouter(tags=["admin"])
-
-_JOBS_COUNTED = 2000  # more than the queue and its history hold by default
 
 
 class HealthShape(Shape):
@@ -63,8 +60,7 @@ async def metrics(services: Use) -> Response:
     """Text format. Counters since the start; gauges as of now."""
     services.metrics.set_workers(Counter(status.state for status in services.pool.status()), services.pool.queue_depth)
     await asyncio.to_thread(_look_at_store, services)
-    kept = Counter(job.status for job in await services.jobs.list(limit=_JOBS_COUNTED))
-    services.metrics.set_jobs({status.value: kept[status] for status in JobStatus})
+    services.metrics.set_jobs({status.value: count for status, count in (await services.jobs.counts()).items()})
     return Response(services.metrics.render(), media_type=services.metrics.content_type)
 
 

@@ -82,6 +82,7 @@ def as_level(source: Variant, plan: LevelPlan) -> Variant:
 def plan_shape(services: Services, source: Variant, plan: LevelPlan) -> PlanShape:
     """One level of a dry run."""
     level = as_level(source, plan)
+    makeable = plan.error is None
     return PlanShape(
         quantization=plan.quantization,
         size_bytes=plan.size_bytes,
@@ -89,8 +90,8 @@ def plan_shape(services: Services, source: Variant, plan: LevelPlan) -> PlanShap
         needs_imatrix=plan.needs_imatrix,
         fallbacks=list(plan.fallbacks),
         types=dict(plan.types),
-        memory_bytes=services.pool.memory_needed(level, None).total_bytes,
-        fits=_fits(services, level, None),
+        memory_bytes=services.pool.memory_needed(level, None).total_bytes if makeable else 0,
+        fits=makeable and _fits(services, level, None),
         error=plan.error,
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from service.api.shapes import DIGEST_PATTERN, Level, Listing, Name, Shape, Strict
+from service.api.shapes import DIGEST_PATTERN, WHOLE, Level, Listing, Name, Shape, Strict
 
 
 class QuantizeBody(Strict):
@@ -18,7 +18,7 @@ class QuantizeBody(Strict):
     to: Annotated[list[Level], Field(min_length=1, max_length=64)]
     allow_requantize: bool = Field(False, description="Quantize a source that has already lost precision.")
     dry_run: bool = Field(False, description="Answer with the plan, and do nothing.")
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024), WHOLE] | None = None
 
 
 class PlanShape(Shape):
@@ -185,7 +185,10 @@ class ImportBody(Strict):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"name": "gloss", "digest": "sha256:" + "0" * 64}],
-            "oneOf": [{"required": ["path"]}, {"required": ["digest"]}],
+            "oneOf": [
+                {"required": ["path"], "properties": {"path": {"type": "string"}, "digest": {"type": "null"}}},
+                {"required": ["digest"], "properties": {"digest": {"type": "string"}, "path": {"type": "null"}}},
+            ],
         }
     )
 

@@ -14,7 +14,7 @@ from service.api.shapes import ErrorBody
 _MEANINGS: dict[int, str] = {
     400: "The request cannot be carried out as it stands; the message names the field and the remedy.",
     401: "No key, or one that is not known.",
-    403: "A Host or an Origin that may not call this server.",
+    403: "A Host or an Origin that may not call this server, or a file that may not be imported by its path.",
     404: "Nothing under that name.",
     405: "Not with that method.",
     408: "The body took too long to arrive.",

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from service.api.shapes import (
     MAX_SEED,
+    WHOLE,
     LogitBias,
     MaxTokens,
     MinP,
@@ -39,8 +40,17 @@ class GenerateBody(Strict):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"model": "gloss:Q4_K_M", "prompt": "The word", "max_tokens": 32, "temperature": 0.0}],
-            "oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}],
-            "dependentRequired": {"parse_special": ["prompt"]},
+            "oneOf": [
+                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
+                {
+                    "required": ["messages"],
+                    "properties": {
+                        "messages": {"type": "array"},
+                        "prompt": {"type": "null"},
+                        "parse_special": {"const": False},
+                    },
+                },
+            ],
         }
     )
 
@@ -57,7 +67,9 @@ class GenerateBody(Strict):
     repeat_last_n: RepeatLastN = 64
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(None, description="None or -1 draws a fresh one.")
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED), WHOLE] | None = Field(
+        None, description="None or -1 draws a fresh one."
+    )
     stop: Stop | Stops = Field(default_factory=list, description="Text that ends the generation and is left out.")
     ignore_eos: bool = Field(False, description="Go on past the model's own end token.")
     logit_bias: LogitBias = Field(default_factory=dict)

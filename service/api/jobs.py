@@ -56,7 +56,10 @@ async def events(
     services: Use,
     last_event_id: Annotated[str | None, Header(description="Resume after this event.")] = None,
 ) -> Response:
-    """The stream ends with the job. `Last-Event-ID` resumes it; comments every 15 seconds keep it open."""
+    """The stream ends with the job. `Last-Event-ID` resumes it; comments every 15 seconds keep it open.
+
+    Progress between two events that are stored comes without an id: clients keep the last one they have seen.
+    """
     job = await services.jobs.get(job_id)
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 16 else 0
     following = services.jobs.subscribe(job_id, after)

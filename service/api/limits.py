@@ -1,4 +1,4 @@
-"""How much a request may bring: bytes counted as they come, seconds, JSON depth; and only plain JSON. ASGI.
+"""How much a request may bring: bytes counted as they come, seconds; and only plain, strict JSON. ASGI.
 
 JSON bodies are read here, whole and bounded, and handed on as one message, so no route reads a socket. Uploads of
 blobs pass through: their route counts for itself.
@@ -7,18 +7,16 @@ blobs pass through: their route counts for itself.
 from __future__ import annotations
 
 import asyncio
-import re
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.responses import dialect_of, error_response
 from service.api.streams import ClientGone
-from service.domain.errors import DeadlineExceeded, MalformedBody, TooLarge, UnsupportedMediaType
+from service.api.strict_json import check_json
+from service.domain.errors import DeadlineExceeded, TooLarge, UnsupportedMediaType
 
 UPLOAD_PREFIX = "/v1/blobs/"
-MAX_JSON_DEPTH = 32
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 # Bytes of a refused body that are read and thrown away, so that the client gets to see the refusal: closing a
@@ -28,10 +26,6 @@ DISCARD_SECONDS = 2.0
 
 # Beyond this size a body is checked off the event loop.
 _LARGE_BYTES = 64 << 10
-
-# Strings, closed or not, and everything else that is no bracket. Possessive, and an open string runs to the end:
-# each byte is looked at once, whatever the body holds.
-_NO_BRACKETS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[^"{}\[\]]++', re.DOTALL)
 
 
 class BodyLimits:
@@ -43,14 +37,17 @@ class BodyLimits:
         self._read_timeout_seconds = read_timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its body read, or raise TooLarge, MalformedBody or UnsupportedMediaType."""
+        """Pass the request on with its body read.
+
+        Raises TooLarge, UnsupportedMediaType, and what `check_json` raises.
+        """
         if scope["type"] != "http" or scope["method"] not in _BODY_METHODS:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise UnsupportedMediaType("Compressed bodies are not read; send the body without Content-Encoding.")
-        if scope["method"] == "PUT" and scope["path"].startswith(UPLOAD_PREFIX):
+        if scope["path"].startswith(UPLOAD_PREFIX):
             await self._app(scope, receive, send)
             return
         try:
@@ -122,25 +119,6 @@ async def discard(receive: Receive) -> None:
                 seen += len(chunk)
     except (TimeoutError, ClientGone):
         return
-
-
-def check_json(body: bytes) -> None:
-    """Raise MalformedBody unless `body` is strict JSON of at most `MAX_JSON_DEPTH` levels.
-
-    Strict: no NaN, no lone surrogates, no invalid UTF-8. The depth is counted before any parser recurses.
-    """
-    depth = 0
-    for byte in _NO_BRACKETS.sub(b"", body):
-        if byte in b"[{":
-            depth += 1
-            if depth > MAX_JSON_DEPTH:
-                raise MalformedBody(f"The body is nested deeper than {MAX_JSON_DEPTH} levels; send flatter JSON.")
-        else:
-            depth -= 1
-    try:
-        msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise MalformedBody("The body is no valid JSON; send one JSON object in UTF-8.") from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

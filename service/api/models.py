@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from service.api.catalogue import show_variant
 from service.api.catalogue_shapes import BlobShape, CopyBody, DeletedShape, ImportBody, JobShape, VariantShape
 from service.api.documents import errors
+from service.api.import_paths import admitted_path
 from service.api.jobs import accepted
 from service.api.limits import declared_length, discard, late_body_response, next_chunk
 from service.api.responses import error_from, json_response
@@ -95,6 +96,7 @@ async def head_blob(digest: Digest, services: Use) -> Response:
 async def import_model(body: ImportBody, request: Request, services: Use) -> Response:
     """The file is validated before anything refers to it; a file that is no model is refused whole.
 
+    Where keys are asked for, `path` must lie in one of the folders of QUANTRY_IMPORT_FOLDERS; else 403.
     A short import is answered with its variant, a longer one with its job.
     """
     ref = parse_ref(body.name)
@@ -102,7 +104,10 @@ async def import_model(body: ImportBody, request: Request, services: Use) -> Res
         parse_digest(body.digest)
         if not await asyncio.to_thread(services.blobs.has, body.digest):
             raise BlobNotFound("No blob with that digest; PUT it under /v1/blobs first.", param="digest")
-    job = await services.jobs.submit_import(ImportSpec(name=ref.display, path=body.path, digest=body.digest))
+    path = body.path
+    if path is not None:
+        path = await asyncio.to_thread(admitted_path, path, services.options)
+    job = await services.jobs.submit_import(ImportSpec(name=ref.display, path=path, digest=body.digest))
     wait = services.jobs.wait(job.id, services.options.import_wait_seconds)
     job = await unless_gone(request.receive, wait)
     if job.status not in ENDED:

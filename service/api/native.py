@@ -79,17 +79,17 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
     status_code=202,
     response_model=JobShape,
     responses={
-        200: {
-            "model": Listing[PlanShape] | JobShape,
-            "description": "The plan (`dry_run`), or a job with nothing to do.",
-        },
+        200: {"model": Listing[PlanShape], "description": "The plan (`dry_run`)."},
         202: {"description": "The job; follow it under Location."},
         **errors(404, 409, 429, 503, 507, body=True),
     },
 )
 async def quantize(body: QuantizeBody, services: Use) -> Response:
-    """Levels in any case and through their aliases. `dry_run` answers at once with exact sizes and does nothing."""
-    source = await services.find(body.model)
+    """Levels in any case and through their aliases, from the variant named; a bare name means the one that lost least.
+
+    `dry_run` answers at once with exact sizes and does nothing.
+    """
+    source = await services.find_source(body.model)
     levels = tuple(dict.fromkeys(parse_label(level, param="to") for level in body.to))
     if body.dry_run:
         plans = await asyncio.to_thread(services.catalog.plans, source.digest)
@@ -143,7 +143,8 @@ def timings_shape(timings: Timings, usage: Usage) -> TimingsShape:
         prompt_seconds=timings.prompt_seconds,
         generation_seconds=timings.generation_seconds,
         prompt_tokens_per_second=_rate(usage.prompt_tokens, timings.prompt_seconds),
-        generation_tokens_per_second=_rate(usage.completion_tokens, timings.generation_seconds),
+        # The clock starts at the first token, so that one is not among those that took the time.
+        generation_tokens_per_second=_rate(usage.completion_tokens - 1, timings.generation_seconds),
     )
 
 
@@ -168,7 +169,7 @@ def _end(finished: Finished) -> dict[str, Any]:
 
 
 def _rate(tokens: int, seconds: float) -> float | None:
-    return tokens / seconds if seconds > 0 else None
+    return tokens / seconds if tokens > 0 and seconds > 0 else None
 
 
 def _plans(

@@ -1,17 +1,20 @@
 """OpenAI's request bodies, as far as quantry carries them out. pydantic, and nothing else.
 
 Fields that OpenAI knows and quantry does not are ignored where ignoring them changes nothing that was asked for,
-and refused with `not_supported` where it would. Known fields with impossible values are refused. Fields of
-quantry's own (top_k, min_p, ...) may be sent along, as clients do through `extra_body`.
+and refused with `not_supported` where it would: such a field is read, to be refused by name, and the document offers
+only the values that ask for nothing. Known fields with impossible values are refused. Fields of quantry's own
+(top_k, min_p, ...) may be sent along, as clients do through `extra_body`.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.api.shapes import (
+    WHOLE,
     LogitBias,
     MaxTokens,
     MinP,
@@ -30,13 +33,43 @@ from service.domain.errors import InvalidParameter, NotSupported
 from service.domain.generation import Message, SamplingParams
 
 # OpenAI takes any 64-bit integer; the sampler takes 32 bits of it.
-Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)]
+Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1), WHOLE]
 _SEED_MASK = (1 << 32) - 1
 
 # OpenAI's own defaults, not quantry's: a client of that dialect that leaves a field out means these.
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_TOP_P = 1.0
 DEFAULT_COMPLETION_TOKENS = 16
+
+
+_NULL: dict[str, Any] = {"type": "null"}
+_NO_ITEMS: dict[str, Any] = {"type": "array", "maxItems": 0}
+_TEXT: dict[str, Any] = {"type": "string"}
+
+
+def _offered(*schemas: dict[str, Any]) -> WithJsonSchema:
+    """What the document says of a field that is read in order to be refused: `schemas` and null ask for nothing."""
+    return WithJsonSchema({"anyOf": [*schemas, _NULL], "description": "Known; other values are not carried out."})
+
+
+def _content_is_required(schema: dict[str, Any]) -> None:
+    # Clients leave it out, or null, beside tool calls, which are refused by name; nobody else may.
+    content = schema["properties"]["content"]
+    del content["default"]
+    content["anyOf"].remove(_NULL)
+    schema["required"] = ["role", "content"]
+
+
+# Fields that go together, as the document says it: one list of all combinations. Tools that make requests from a
+# document lose the thread where several such lists are joined by allOf.
+_STREAM: list[Any] = [
+    {"properties": {"stream_options": _NULL}},
+    {"properties": {"stream": {"const": True}}, "required": ["stream"]},
+]
+_TOKEN_LIMIT = ({"max_tokens": _NULL}, {"max_completion_tokens": _NULL})
+_CHAT: list[Any] = [
+    {**stream, "properties": {**stream["properties"], **limit}} for stream, limit in product(_STREAM, _TOKEN_LIMIT)
+]
 
 
 class Lenient(BaseModel):
@@ -54,24 +87,31 @@ class StreamOptions(Lenient):
 class ContentPart(Lenient):
     """One part of a message; only text is carried out."""
 
-    type: str
-    text: str | None = None
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "text"]})
+
+    type: Annotated[str, WithJsonSchema({"const": "text"})]
+    text: Annotated[str | None, WithJsonSchema(_TEXT)] = None
 
 
 class ChatMessage(Lenient):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    model_config = ConfigDict(json_schema_extra=_content_is_required)
+
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant", "tool", "function"],
+        WithJsonSchema({"enum": ["system", "developer", "user", "assistant"]}),
+    ]
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
-    function_call: dict[str, Any] | None = None
-    audio: dict[str, Any] | None = None
+    tool_calls: Annotated[list[Any] | None, _offered(_NO_ITEMS)] = None
+    function_call: Annotated[dict[str, Any] | None, _offered({"type": "object", "maxProperties": 0})] = None
+    audio: Annotated[dict[str, Any] | None, _offered()] = None
 
 
 class ResponseFormat(Lenient):
     """How the text is to be shaped; only plain text is carried out."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Annotated[Literal["text", "json_object", "json_schema"], WithJsonSchema({"const": "text"})]
 
 
 class Common(Lenient):
@@ -81,7 +121,7 @@ class Common(Lenient):
     max_tokens: MaxTokens | None = None
     temperature: Annotated[Temperature, Field(le=2)] | None = None
     top_p: TopP | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    n: Annotated[Annotated[int, Field(ge=1, le=128), WHOLE] | None, _offered({"type": "integer", "enum": [1]})] = None
     seed: Seed | None = None
     stop: Stop | Stops | None = None
     stream: bool | None = None
@@ -142,20 +182,23 @@ class ChatBody(Common):
         json_schema_extra={
             "examples": [
                 {"model": "smollm2:Q4_1", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
-            ]
+            ],
+            "anyOf": _CHAT,
         }
     )
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    functions: list[Any] | None = None
+    logprobs: Annotated[bool | None, _offered({"const": False})] = None
+    top_logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=20), WHOLE] | None, _offered({"type": "integer", "enum": [0]})
+    ] = None
+    tools: Annotated[list[Any] | None, _offered(_NO_ITEMS)] = None
+    tool_choice: Annotated[str | dict[str, Any] | None, _offered({"enum": ["none", "auto"]})] = None
+    functions: Annotated[list[Any] | None, _offered(_NO_ITEMS)] = None
     response_format: ResponseFormat | None = None
-    modalities: list[str] | None = None
-    audio: dict[str, Any] | None = None
+    modalities: Annotated[list[str] | None, _offered({"type": "array", "items": {"const": "text"}})] = None
+    audio: Annotated[dict[str, Any] | None, _offered()] = None
 
     @property
     def token_limit(self) -> int | None:
@@ -190,25 +233,30 @@ class CompletionBody(Common):
     """`POST /v1/completions`."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "gloss:Q4_K_M", "prompt": "The word", "max_tokens": 32}]}
+        json_schema_extra={
+            "examples": [{"model": "gloss:Q4_K_M", "prompt": "The word", "max_tokens": 32}],
+            "anyOf": _STREAM,
+        }
     )
 
-    # OpenAI's list also takes several prompts, and tokens: read, to be refused by name, and not offered.
+    # OpenAI's list also takes several prompts, and tokens.
     prompt: Annotated[
         str | list[str] | list[int] | list[list[int]],
         WithJsonSchema(
             {
                 "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1},
+                    _TEXT,
+                    {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 1},
                 ]
             }
         ),
     ]
-    suffix: str | None = None
-    echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    suffix: Annotated[str | None, _offered({"const": ""})] = None
+    echo: Annotated[bool | None, _offered({"const": False})] = None
+    best_of: Annotated[
+        Annotated[int, Field(ge=1, le=128), WHOLE] | None, _offered({"type": "integer", "enum": [1]})
+    ] = None
+    logprobs: Annotated[Annotated[int, Field(ge=0, le=5), WHOLE] | None, _offered()] = None
 
     def check(self) -> None:
         """Raise NotSupported or InvalidParameter for what this request asks for and does not get."""

@@ -66,7 +66,7 @@ RETRY_AFTER_SECONDS: dict[type[QuantryError], int | None] = {
 
 MESSAGE_LIMIT = 2000
 _NAME_LIMIT = 100
-_UNION_MEMBERS = frozenset({"str", "int", "float", "constrained-str", "constrained-int", "none"})
+_UNION_MEMBERS = frozenset({"str", "int", "float", "constrained-str", "constrained-int", "none", "[key]"})
 
 
 class Dialect(StrEnum):
@@ -183,5 +183,5 @@ def field_path(path: Sequence[Any]) -> str:
 
 
 def _is_field(part: Any) -> bool:
-    # pydantic puts the member of a union into the path ("str", "list[str]"); clients never wrote it.
+    # pydantic puts the member of a union into the path ("str", "list[str]"), and marks keys; clients never wrote it.
     return isinstance(part, str) and part not in _UNION_MEMBERS and not part.startswith(("list[", "function-"))

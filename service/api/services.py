@@ -6,11 +6,13 @@ Built once by app.py. The routes get it through the `Use` dependency and hold no
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from service.api.background import Background
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, InvalidName, ModelNotFound
 from service.jobs.runner import JobRunner
@@ -26,13 +28,14 @@ MIB = 1 << 20
 class ApiOptions:
     """The API's part of the settings. Sizes are bytes, durations seconds, `context_length` tokens.
 
-    `api_key_hashes` come from `auth.hash_keys`; empty means that no key is asked for.
+    `api_key_hashes` come from `auth.hash_keys`; empty means that no key is asked for. `import_folders` are absolute.
     """
 
     version: str
     context_length: int
     api_key_hashes: tuple[bytes, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    import_folders: tuple[str, ...] = ()
     max_body_bytes: int = 2 * MIB
     max_upload_bytes: int = 256 << 30
     body_read_timeout_seconds: float = 30.0
@@ -51,15 +54,16 @@ class Services:
     pool: Pool
     metrics: Metrics
     options: ApiOptions
+    background: Background = field(default_factory=Background)
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)  # one re-hash at a time: it reads a whole blob
 
     async def find(self, name: str) -> Variant:
         """The variant that `name` reaches; ModelNotFound or InvalidName with `param` "model"."""
-        try:
-            return await asyncio.to_thread(self.catalog.resolve, name)
-        except (ModelNotFound, InvalidName) as error:
-            error.param = error.param or "model"
-            raise
+        return await _resolved(self.catalog.resolve, name)
+
+    async def find_source(self, name: str) -> Variant:
+        """As `find`, but a bare name means the variant to quantize from: the one that has lost least."""
+        return await _resolved(self.catalog.resolve_source, name)
 
     async def servable(self, name: str) -> Variant:
         """As `find`, but a variant whose blob is known to be corrupt raises BlobCorrupt."""
@@ -70,6 +74,14 @@ class Services:
                 param="model",
             )
         return variant
+
+
+async def _resolved(resolve: Callable[[str], Variant], name: str) -> Variant:
+    try:
+        return await asyncio.to_thread(resolve, name)
+    except (ModelNotFound, InvalidName) as error:
+        error.param = error.param or "model"
+        raise
 
 
 def _services(request: Request) -> Services:

@@ -6,10 +6,10 @@ number that reaches llama.cpp has passed one of these limits.
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from service.domain.quants import ALIASES, QUANTIZATIONS
 
@@ -52,23 +52,38 @@ Level = Annotated[
         json_schema_extra={"enum": [*QUANTIZATIONS, *ALIASES]},
     ),
 ]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# JSON knows one kind of number, and JSON Schema calls 40.0 an integer; 40.5 is none, and true never is.
+WHOLE = BeforeValidator(_whole)
+
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
 # JSON has no integer keys: a token id is written as a string of digits.
 TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,8}$")]
 LogitBias = Annotated[
     dict[TokenId, Annotated[float, Field(ge=-100, le=100)]],
-    Field(max_length=MAX_BIASES, description="Added to the logits, by token id; -100 bans a token."),
+    Field(
+        max_length=MAX_BIASES,
+        description="Added to the logits, by token id; -100 bans a token.",
+        json_schema_extra={"additionalProperties": False},
+    ),
 ]
 Temperature = Annotated[float, Field(ge=0, le=5, description="0 is greedy.")]
-TopK = Annotated[int, Field(ge=0, le=1_000_000, description="Keep this many likeliest tokens; 0: all.")]
+TopK = Annotated[int, Field(ge=0, le=1_000_000, description="Keep this many likeliest tokens; 0: all."), WHOLE]
 TopP = Annotated[float, Field(ge=0, le=1, description="Keep the likeliest tokens up to this probability; 1: all.")]
 MinP = Annotated[float, Field(ge=0, le=1, description="Drop tokens below this share of the likeliest; 0: none.")]
 TypicalP = Annotated[float, Field(ge=0, le=1, description="Locally typical sampling; 1: off.")]
 RepeatPenalty = Annotated[float, Field(gt=0, le=10, description="Divides the logits of recent tokens; 1: off.")]
-RepeatLastN = Annotated[int, Field(ge=-1, le=MAX_TOKENS, description="Tokens that count as recent; -1: the context.")]
+RepeatLastN = Annotated[
+    int, Field(ge=-1, le=MAX_TOKENS, description="Tokens that count as recent; -1: the context."), WHOLE
+]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
 
 
 class Strict(BaseModel):

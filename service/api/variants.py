@@ -13,6 +13,7 @@ from service.api.catalogue_shapes import DeletedShape, VariantListing, VariantSh
 from service.api.documents import errors
 from service.api.services import Services, Use
 from service.api.shapes import MAX_TOKENS, NAME_PATTERN, Ref
+from service.domain.catalog import Variant
 from service.domain.errors import Busy
 from service.domain.names import parse_ref
 
@@ -74,12 +75,22 @@ async def show(ref: Ref, services: Use, context: Context = None) -> VariantShape
 async def delete(ref: Ref, services: Use) -> DeletedShape:
     """A name with a level deletes that variant, a free tag only itself, a bare name the whole model.
 
-    Generations that run end whole; the file goes once nothing refers to it any more.
+    Generations that run end whole; then its worker ends. The file goes once nothing refers to it any more.
     """
     return DeletedShape(id=ref, object="variant", variants=await removed(services, ref))
 
 
 async def removed(services: Services, ref: str) -> list[str]:
-    """Delete what `ref` names; the canonical names of the variants that went with it."""
-    variants = await asyncio.to_thread(services.catalog.delete, parse_ref(ref))
-    return [variant.name for variant in variants]
+    """Delete what `ref` names; the canonical names of the variants that went with it.
+
+    A worker whose blob nobody refers to any more ends as soon as its requests have, and frees its memory.
+    """
+
+    def delete() -> tuple[list[Variant], list[Variant]]:
+        gone = services.catalog.delete(parse_ref(ref))
+        return gone, [variant for variant in gone if services.catalog.blob(variant.digest) is None]
+
+    gone, unneeded = await asyncio.to_thread(delete)
+    for variant in unneeded:
+        services.background.start(services.pool.unload(variant), name=f"unload {variant.name}")
+    return [variant.name for variant in gone]

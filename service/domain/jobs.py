@@ -103,9 +103,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """One thing that happened to a job. `id` counts up within the job and is the SSE event id."""
+    """One thing that happened to a job. `id` counts up within the job; None for progress that is not stored."""
 
-    id: int
+    id: int | None
     kind: str  # "status", "progress", "level"
     job: Job
     created_at: str

@@ -77,13 +77,14 @@ class Followers:
                 closed = self._closed
                 job, events = await asyncio.to_thread(self._queue.job_and_events, job_id, last_id)
                 for event in events:
+                    assert event.id is not None  # it is stored
                     last_id = event.id
                     yield event
                 if job.status in ENDED or closed:
                     return
             elif follower.fresh is not None:
                 job, follower.fresh = follower.fresh, None
-                yield JobEvent(id=last_id, kind=EventKind.PROGRESS, job=job, created_at=now())
+                yield JobEvent(id=None, kind=EventKind.PROGRESS, job=job, created_at=now())
             else:
                 try:
                     await asyncio.wait_for(follower.woken.wait(), _RECHECK_SECONDS)

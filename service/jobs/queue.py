@@ -14,7 +14,7 @@ transaction. Order is the order of `seq`: wall clocks jump. Knows no process and
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, delete, func, insert, select, update
@@ -189,6 +189,13 @@ class JobQueue:
             query = query.where(jobs.c.status == status)
         with read(self._engine) as connection:
             return [job_of(row) for row in connection.execute(query).mappings()]
+
+    def counts(self) -> Mapping[JobStatus, int]:
+        """How many jobs are kept in each status, 0 included; one query, whatever the length of the history."""
+        query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+        with read(self._engine) as connection:
+            found = {JobStatus(status): count for status, count in connection.execute(query)}
+        return {status: found.get(status, 0) for status in JobStatus}
 
     def events_after(self, job_id: str, after_id: int = 0) -> Sequence[JobEvent]:
         """The events of a job with ids above `after_id`, oldest first. Raises JobNotFound."""

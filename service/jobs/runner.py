@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -171,6 +171,10 @@ class JobRunner:
         """The newest jobs first."""
         return await asyncio.to_thread(self._queue.list, status, limit)
 
+    async def counts(self) -> Mapping[JobStatus, int]:
+        """How many jobs are kept in each status."""
+        return await asyncio.to_thread(self._queue.counts)
+
     async def wait(self, job_id: str, timeout_seconds: float) -> Job:
         """The job once it has ended, or as it stands after `timeout_seconds`. Raises JobNotFound."""
         try:
@@ -184,8 +188,8 @@ class JobRunner:
     def subscribe(self, job_id: str, after_id: int = 0) -> AsyncGenerator[JobEvent, None]:
         """The events after `after_id`, first the stored ones, then as they happen; ends after the job's last one.
 
-        Ids never fall. A progress event that is not stored repeats the id before it, so that resuming from any id
-        misses nothing that is. Close the iterator when done. Raises JobNotFound on the first step.
+        Ids only rise. A progress event that is not stored has none, so that resuming from any id misses nothing that
+        is. Close the iterator when done. Raises JobNotFound on the first step.
         """
         return self._followers.follow(job_id, after_id)
 

@@ -135,11 +135,18 @@ class Pool:
         slot.last_used = time.monotonic()
 
     async def unload(self, variant: Variant) -> bool:
-        """Take the variant out of memory once its running requests have ended; False when it was not loaded."""
+        """Take the variant out of memory once its requests have ended; False when it was not loaded, nor loading.
+
+        Requests that wait for a load under way run first: they were accepted.
+        """
         slot = self._slots.get(variant.digest)
-        if slot is None or slot.worker is None:
+        if slot is None or (slot.worker is None and slot.loading is None):
             return False
-        await slot.worker.wait_until_idle()
+        while slot.loading is not None or slot.waiting or slot.active:
+            if slot.loading is None and slot.worker is not None and slot.active:
+                await slot.worker.wait_until_idle()
+            else:
+                await asyncio.sleep(_POLL_SECONDS)
         await self._unload(slot)
         return True
 
@@ -305,7 +312,8 @@ class Pool:
     async def _unload(self, slot: Slot) -> None:
         if slot.unloading is None:
             slot.unloading = asyncio.create_task(self._stop_worker(slot))
-        await slot.unloading
+        # Whoever waits may leave; a worker that is half ended must not be forgotten for that.
+        await asyncio.shield(slot.unloading)
 
     async def _stop_worker(self, slot: Slot) -> None:
         try:

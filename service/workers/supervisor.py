@@ -365,7 +365,9 @@ class Worker:
     async def _collect_stderr(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
         while line := await process.stderr.readline():
-            self._stderr.append(line.decode("utf-8", "replace").rstrip()[:500])
+            text = line.decode("utf-8", "replace").rstrip()[:500]
+            self._stderr.append(text)
+            log.debug("worker says", model=self.name, line=text)
 
     def _tail(self) -> list[str]:
         return list(self._stderr)

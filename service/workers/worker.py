@@ -13,12 +13,13 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.children import bind_to_parent
+from service.domain.errors import InternalError, QuantryError
 from service.domain.errors import LoadFailed as LoadFailedError
-from service.domain.errors import QuantryError
 from service.domain.generation import Failed, Finished, GenerationEvent, GenerationRequest, SamplingParams, Token
 from service.engine.engine import Engine
 from service.engine.prompt import PromptRenderer
@@ -143,8 +144,15 @@ class Worker:
                 raise prepared.outcome
             engine.submit(prepared.id, prepared.outcome, prepared.request)
         except QuantryError as error:
-            failed = Failed(error.code, error.message, error.param)
-            self._outgoing.put(Events(texts=[], finished=[], failed=[(prepared.id, failed)]))
+            self._fail(prepared.id, error)
+        except Exception:
+            # Nothing of this request is in the batch yet: it fails alone, and the others go on.
+            traceback.print_exc()
+            self._fail(prepared.id, InternalError("The request could not be started; the server's log has details."))
+
+    def _fail(self, request_id: int, error: QuantryError) -> None:
+        failed = Failed(error.code, error.message, error.param)
+        self._outgoing.put(Events(texts=[], finished=[], failed=[(request_id, failed)]))
 
     def _publish(self, events: list[tuple[int, GenerationEvent]]) -> None:
         if not events:
@@ -179,6 +187,9 @@ class Worker:
                 outcome = renderer.tokens(submit.request)
             except QuantryError as error:
                 outcome = error
+            except Exception:
+                traceback.print_exc()
+                outcome = InternalError("The prompt could not be read; the server's log has details.")
             self._commands.put(_Prepared(submit.id, submit.request, outcome))
 
     def _write(self) -> None:

@@ -321,3 +321,54 @@ def test_a_worker_does_not_outlive_its_server() -> None:
     parent.stdout.close()
     _, alive = psutil.wait_procs([worker], timeout=5)
     assert alive == []
+
+
+STAGES = {
+    "greedy": SamplingParams(temperature=0.0),
+    "greedy with a repeat penalty": SamplingParams(temperature=0.0, repeat_penalty=1.3),
+    "greedy with all penalties": SamplingParams(
+        temperature=0.0, repeat_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.5, repeat_last_n=-1
+    ),
+    "penalties over no tokens": SamplingParams(temperature=0.0, repeat_penalty=1.3, repeat_last_n=0),
+    "greedy with a bias": SamplingParams(temperature=0.0, logit_bias=((5, 2.0), (4095, -100.0), (999_999, 1.0))),
+    "plain temperature": SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1),
+    "every stage": SamplingParams(
+        temperature=0.7,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.02,
+        typical_p=0.9,
+        repeat_penalty=1.1,
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        logit_bias=((7, 1.0),),
+        seed=3,
+    ),
+    "top_k larger than the vocabulary": SamplingParams(temperature=1.0, top_k=100_000, seed=2),
+}
+
+
+async def test_every_sampling_parameter_reaches_llama_cpp_and_repeats() -> None:
+    """One worker runs them all together: none of them may hurt it or the others."""
+    requests = [
+        GenerationRequest(prompt="It was a truth", max_tokens=24, sampling=sampling) for sampling in STAGES.values()
+    ]
+    async with running_pool() as pool:
+        first = await asyncio.gather(*(answer(pool, request) for request in requests))
+        pid = pid_of(pool)
+        second = await asyncio.gather(*(answer(pool, request) for request in requests))
+        assert pid_of(pool) == pid
+    texts = dict(zip(STAGES, [text for text, _ in first], strict=True))
+    assert [end for _, end in first if isinstance(end, Failed)] == []
+    assert [text for text, _ in second] == list(texts.values())
+    assert texts["greedy"] == texts["penalties over no tokens"]
+    assert texts["greedy"] != texts["greedy with all penalties"]
+    assert texts["plain temperature"] != texts["greedy"]
+
+
+async def test_an_empty_prompt_fails_alone() -> None:
+    async with running_pool() as pool:
+        _, end = await answer(pool, GenerationRequest(prompt="", sampling=GREEDY))
+        assert isinstance(end, Failed)
+        assert (end.code, end.param) == ("invalid_parameter", "prompt")
+        assert (await answer(pool, word("horse")))[0] == HORSE

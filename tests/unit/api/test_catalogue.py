@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
 import pytest
+import structlog
 
 from service.api.catalogue import best_sources, missing_levels
 
@@ -334,3 +336,53 @@ async def test_quantize_is_a_job(client, api):
 async def test_a_quantize_that_cannot_be_is_refused(client, body, status, code):
     answer = await client.post("/v1/quantize", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+# --- workers of what is deleted -----------------------------------------------------------------------------------
+
+
+async def test_deleting_unloads_a_blob_that_nobody_needs_any_more(client, api):
+    await client.post("/v1/workers/gloss:F16/load")
+    await client.post("/v1/workers/gloss:Q8_0/load")
+    assert (await client.delete("/v1/variants/gloss:F16")).status_code == 200
+    await asyncio.sleep(0)
+    assert [variant.name for variant in api.pool.loaded.values()] == ["gloss:Q8_0"]
+    assert (await client.delete("/v1/models/gloss")).status_code == 200
+    await asyncio.sleep(0)
+    assert api.pool.loaded == {}
+
+
+async def test_deleting_one_of_two_names_keeps_the_blob_loaded(client, api):
+    await client.post("/v1/models/copy", json={"source": "gloss:F16", "destination": "other"})
+    await client.post("/v1/workers/gloss:F16/load")
+    assert (await client.delete("/v1/variants/gloss:F16")).status_code == 200
+    await asyncio.sleep(0)
+    assert len(api.pool.loaded) == 1
+    await client.delete("/v1/variants/other:F16")
+    await asyncio.sleep(0)
+    assert api.pool.loaded == {}
+
+
+async def test_the_answer_to_a_delete_does_not_wait_for_the_worker(client, api, monkeypatch):
+    ended = asyncio.Event()
+
+    async def busy(variant):
+        await ended.wait()
+        return True
+
+    monkeypatch.setattr(api.pool, "unload", busy)
+    answer = await asyncio.wait_for(client.delete("/v1/variants/gloss:F16"), 5)
+    assert answer.json()["variants"] == ["gloss:F16"]
+    ended.set()
+
+
+async def test_an_unload_that_fails_is_logged(client, api, monkeypatch):
+    async def broken(variant):
+        raise OSError("no")
+
+    monkeypatch.setattr(api.pool, "unload", broken)
+    with structlog.testing.capture_logs() as lines:
+        assert (await client.delete("/v1/variants/gloss:F16")).status_code == 200
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert [line["work"] for line in lines if line["event"] == "background_work_failed"] == ["unload gloss:F16"]

@@ -43,7 +43,7 @@ async def test_text_comes_whole_with_usage_and_timings(client, api):
             "prompt_seconds": 0.5,
             "generation_seconds": 0.25,
             "prompt_tokens_per_second": 10.0,
-            "generation_tokens_per_second": 8.0,
+            "generation_tokens_per_second": 4.0,
         },
     }
     _, request = api.pool.submitted[0]
@@ -126,7 +126,8 @@ async def test_a_number_that_is_none_is_refused(client, number):
     content = b'{"model": "gloss", "prompt": "x", "temperature": ' + number.encode() + b"}"
     answer = await client.post("/v1/generate", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "malformed_body"
+    assert answer.json()["error"]["code"] == "invalid_parameter"
+    assert answer.json()["error"]["param"] == "temperature"
 
 
 async def test_an_unknown_field_is_refused_by_name(client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -88,6 +89,27 @@ async def test_a_quiet_stream_is_kept_open_by_comments(api, raw, job, monkeypatc
     await api.services.jobs.cancel(job.id)
     await asyncio.wait_for(running, 5)
     assert [event["event"] for event in events_of(request.text)] == ["status", "status"]
+
+
+async def test_progress_that_is_not_stored_comes_without_an_id(api, raw, job):
+    """A client that resumes after it asks for the last stored event, as the standard has it: its id stays."""
+    running_job = api.queue.claim()
+    request = raw("GET", f"/v1/jobs/{job.id}/events")
+    running = asyncio.create_task(request.run())
+    async with asyncio.timeout(5):
+        while request.text.count("event: status") < 2:
+            await asyncio.sleep(0.005)
+        api.services.jobs._followers.fresh(replace(running_job, progress=0.25))
+        while "event: progress" not in request.text:
+            await asyncio.sleep(0.005)
+    api.queue.finish(job.id, JobStatus.SUCCEEDED, steps=job.steps)
+    api.services.jobs._followers.stored(job.id)
+    await asyncio.wait_for(running, 5)
+    events = events_of(request.text)
+    assert [(event["event"], event.get("id")) for event in events] == [
+        ("status", "1"), ("status", "2"), ("progress", None), ("status", "3"),
+    ]  # fmt: skip
+    assert '"progress":0.25' in events[2]["data"]
 
 
 async def test_hanging_up_ends_the_following(api, raw, job):

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from service.api.limits import MAX_JSON_DEPTH, check_json
-from service.domain.errors import MalformedBody
 
 JSON = {"content-type": "application/json"}
 
@@ -92,8 +86,9 @@ async def test_compressed_bodies_are_refused(client, encoding):
 @pytest.mark.parametrize(
     "body",
     [
-        b"{", b"}", b"nul", b'{"a": NaN}', b'{"a": "\\ud800"}', b'"\xff"', b'{"a":1} x', b"\xef\xbb\xbf{}", b"{'a': 1}",
-        b'{"a": ' + b"9" * 5000 + b"}", b"\x00", b'{"a": 1,}', b"// x\n{}", b"[]", b"null", b'"x"', b"1", b"",
+        b"{", b"}", b"nul", b'{"a": "\\ud800"}', b'"\xff"', b'{"a":1} x', b"\xef\xbb\xbf{}", b"{'a': 1}",
+        b'{"a": NaN', b'{"a": 1NaN}', b"NaN", b"-Infinity",
+        b"1e400", b"\x00", b'{"a": 1,}', b"// x\n{}", b"[]", b"null", b'"x"', b"1", b"",
     ],
 )  # fmt: skip
 async def test_a_malformed_body_is_a_400(client, body):
@@ -108,59 +103,6 @@ async def test_a_deep_body_is_refused_before_it_is_parsed(client, opening):
     answer = await client.post("/v1/generate", content=opening * 100_000, headers=JSON)
     assert answer.status_code == 400
     assert "deeper" in answer.json()["error"]["message"]
-
-
-def test_depth_is_counted_outside_strings_only():
-    check_json(json.dumps({"a": "[" * 1000 + '\\"' + "{" * 1000}).encode())
-    check_json(b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH)
-    with pytest.raises(MalformedBody):
-        check_json(b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1))
-
-
-@pytest.mark.parametrize("unit", [b"[]", b'\\"', b'"\\', b'""', b"[", b'"', b"\\", b"{}", b",", b'"[', b"\x80"])
-def test_no_body_takes_long_to_check(unit):
-    body = unit * ((2 << 20) // len(unit))
-    started = time.perf_counter()
-    with pytest.raises(MalformedBody):
-        check_json(body)
-    # Quadratic work on two megabytes would take hours.
-    assert time.perf_counter() - started < 5
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(st.characters(codec="utf-8")),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
-    ),
-    max_leaves=20,
-)
-
-
-def _depth(value) -> int:
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    return 0
-
-
-@given(json_values, st.booleans())
-def test_whatever_json_writes_is_accepted_up_to_the_depth(value, ascii_only):
-    body = json.dumps(value, ensure_ascii=ascii_only).encode()
-    if _depth(value) <= MAX_JSON_DEPTH:
-        check_json(body)
-    else:
-        with pytest.raises(MalformedBody):
-            check_json(body)
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_either_json_or_malformed(body):
-    try:
-        check_json(body)
-    except MalformedBody:
-        return
-    json.loads(body)
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/nowhere"), ("POST", "/v1/nowhere"), ("GET", "/")])

@@ -84,6 +84,22 @@ def test_an_image_runs_without_root_and_without_a_key(image: str) -> None:
     assert "API_KEY" not in "\n".join(line for line in lines if "ENV" in line or "=" in line)
 
 
+@pytest.mark.parametrize("image", ["cpu", "cuda"])
+def test_an_image_imports_by_path_from_the_mount_and_the_demos_folders_alone(image: str) -> None:
+    (listed,) = re.findall(r"QUANTRY_IMPORT_FOLDERS=(\S+)", "\n".join(stage(image)))
+    built = "\n".join(stage(f"build-{image}"))
+    assert "WORKDIR /opt/quantry/app\n" in built
+    assert "COPY demo demo\n" in built  # gloss
+    (smollm2,) = re.findall(r'models\.sh "\$\{DEMO_MODELS\}" (\S+)', built)
+    assert listed.split(",") == ["/models", "/opt/quantry/app/demo", smollm2]
+
+
+@pytest.mark.parametrize("name", ["quantry", "quantry-gpu"])
+def test_the_folder_to_import_from_is_mounted_read_only(name: str) -> None:
+    assert "${QUANTRY_MODELS:-models}:/models:ro" in COMPOSE["services"][name]["volumes"]
+    assert "models" in COMPOSE["volumes"]
+
+
 @pytest.mark.parametrize("name", ["quantry", "quantry-gpu"])
 def test_a_service_has_no_privileges_and_bounded_resources(name: str) -> None:
     service = COMPOSE["services"][name]

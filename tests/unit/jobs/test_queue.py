@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from sqlalchemy import event
 
 from service.domain.errors import JobFinished, JobNotFound, QueueFull
 from service.domain.jobs import ENDED, ImportSpec, JobError, JobKind, JobStatus, QuantizeSpec, Step
@@ -234,6 +235,29 @@ def test_blobs_of_active_jobs_are_named_for_the_sweep(queue):
     queue.enqueue(quantize(), STEPS)
     assert queue.active_digests() == {upload, DIGEST}
     queue.finish(job.id, JobStatus.SUCCEEDED, steps=STEPS)
+
+
+def test_jobs_are_counted_by_status_in_one_query(queue, engine):
+    assert queue.counts() == dict.fromkeys(JobStatus, 0)
+    for index, status in enumerate((JobStatus.SUCCEEDED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)):
+        queue.finish(running(queue, ImportSpec(f"m{index}", path="/a")).id, status, steps=STEPS)
+    running(queue, ImportSpec("running", path="/a"))
+    queue.enqueue(quantize(), STEPS)
+    queue.enqueue(quantize(levels=("Q2_K",)), STEPS)
+    statements = []
+
+    def note(connection, cursor, statement, *_):
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        counts = queue.counts()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    assert {status.value: count for status, count in counts.items()} == {
+        "queued": 2, "running": 1, "succeeded": 2, "failed": 1, "cancelled": 1,
+    }  # fmt: skip
+    assert len([statement for statement in statements if statement.startswith("SELECT")]) == 1
 
 
 def test_pruning_forgets_the_oldest_ended_jobs_and_never_an_active_one(queue):

@@ -58,6 +58,12 @@ def test_lists_are_split_at_commas(monkeypatch):
     assert KEY not in str(settings.model_dump())
 
 
+def test_import_folders_are_absolute(monkeypatch):
+    assert load_settings().import_folders == ()
+    monkeypatch.setenv("QUANTRY_IMPORT_FOLDERS", " /models , ~/gguf,")
+    assert load_settings().import_folders == ("/models", str(Path.home() / "gguf"))
+
+
 def test_an_empty_variable_is_the_default(monkeypatch):
     monkeypatch.setenv("QUANTRY_PORT", "")
     monkeypatch.setenv("QUANTRY_API_KEYS", "")
@@ -89,6 +95,7 @@ BAD = {
     "PORT": ["-1", "65536", "x", "1.5"],
     "API_KEYS": ["short", "has spaces in the middle of it", "\u00fcber-ein-langer-schluessel"],
     "ALLOWED_HOSTS": ["*", "http://x", "x:80", "a b"],
+    "IMPORT_FOLDERS": ["models", "./models", "/models,models", "~nobody-of-that-name/x"],
     "LOG_LEVEL": ["verbose", "INFO "],
     "LOG_FORMAT": ["xml"],
     "CONTEXT_LENGTH": ["0", "63", "99999999"],
@@ -100,7 +107,6 @@ BAD = {
     "MAX_QUEUED_REQUESTS": ["0"],
     "MAX_BODY_BYTES": ["0", "1023"],
     "DRAIN_SECONDS": ["-1", "nan"],
-    "LLAMA_LOG": ["perhaps"],
     "JOB_CONCURRENCY": ["0"],
 }
 

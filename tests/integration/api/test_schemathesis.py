@@ -1,0 +1,232 @@
+"""Whatever fits the document is answered as the document says, whatever does not is refused: against a real server.
+
+schemathesis makes requests from the running server's own /openapi.json, in bounds and out of them, and checks every
+answer. The seed is fixed: a failure comes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import APIOperation, Case
+from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.config import SchemathesisConfig
+from schemathesis.generation.feedback import FeedbackSources
+from schemathesis.openapi import from_url
+from schemathesis.pytest._test_builder import build_operation_test
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+
+from service.api.shapes import NAME_PATTERN
+from tests.server import GLOSS, Server
+
+KEY = "a-key-of-at-least-sixteen-characters"
+HEADERS = {"X-API-Key": KEY}
+FEW, MANY = 15, 100
+MAX_SEED = (1 << 63) - 1  # schemathesis reads the document's bound as a double, which rounds it up
+
+CONFIG = {
+    # The key is sent with every request; the check `ignored_auth` leaves it out, and sends others.
+    "generation": {"with-security-parameters": False},
+    "checks": {"not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", "503", "507"]}},
+}
+
+# Refusals of well-formed requests: each depends on what the words mean here, which no schema can say.
+MEANING = {
+    "digest_mismatch": "the digest is not that of the bytes sent",
+    "context_length_exceeded": "the prompt is longer than this server's context",
+    "importance_matrix_required": "llama.cpp makes this level only with an importance matrix",
+    "quantization_not_applicable": "this model's tensors do not fit the level",
+    "lossy_source": "the source has lost precision already",
+    "label_mismatch": "the level in the name is not that of the file",
+    "invalid_model": "the file is no model",
+}
+
+# `{ref}` may hold slashes, so the path of such an operation is also a name: other methods reach that name's own route.
+ALSO_NAMES = {
+    "POST /v1/variants/{ref}/verify": ("unsupported_method", "allow_header_conformance"),
+    "POST /v1/models/copy": ("unsupported_method", "allow_header_conformance"),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With keys, gloss in two levels, a small context, and an ended job."""
+    options = {
+        "QUANTRY_API_KEYS": KEY,
+        "QUANTRY_IMPORT_FOLDERS": str(GLOSS.parent),
+        "QUANTRY_CONTEXT_LENGTH": "64",
+    }
+    server = Server(tmp_path_factory.mktemp("schemathesis") / "home", options)
+    server.client.headers.update(HEADERS)
+    server.start()
+    server.add_gloss()
+    server.quantize("Q4_K_M")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def document(server: Server) -> OpenApiSchema:
+    config = SchemathesisConfig.from_dict(CONFIG)
+    return from_url(f"{server.url}/openapi.json", headers=HEADERS, config=config)
+
+
+class Aim:
+    """Turns generated requests to what is there: nothing random ever reaches a stored model, a job or a blob.
+
+    Half of the well-formed ones are left as they are, and find nothing. Out of bounds only names are changed, and
+    only well-formed ones: what was made wrong stays wrong, and would do something if it were taken.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._job_id = server.json("GET", "/v1/jobs", 200)["data"][0]["id"]
+        self._gloss_digest = server.json("GET", "/v1/variants/gloss:F16", 200)["digest"]
+
+    def at(self, case: Case) -> None:
+        parameters: dict[str, Any] = case.path_parameters or {}
+        body: Any = case.body
+        drawn = zlib.crc32(repr((parameters, body if isinstance(body, dict) else None)).encode())
+        negative = case.meta.generation.mode.is_negative
+        if not negative and isinstance(body, dict):
+            settle(body)
+        if not negative and drawn % 2:
+            return
+        self._names(case.operation.label, parameters, body)
+        if negative:
+            return
+        if "job_id" in parameters:
+            parameters["job_id"] = self._job_id
+        if "digest" in parameters:
+            sent = getattr(body, "data", None)
+            parameters["digest"] = digest_of(sent) if isinstance(sent, bytes) else self._gloss_digest
+        if isinstance(body, dict):
+            self._work(case.operation.label, body, drawn // 2)
+
+    def _names(self, label: str, parameters: dict[str, Any], body: Any) -> None:
+        if is_name(parameters.get("ref")):
+            parameters["ref"] = "gloss:Q4_K_M"
+            if label.startswith("DELETE"):
+                copy = {"source": "gloss:F16", "destination": "scratch"}
+                assert self._server.client.post("/v1/models/copy", json=copy).status_code == 201
+                parameters["ref"] = "scratch:F16"
+        for field in ("model", "source"):
+            if isinstance(body, dict) and is_name(body.get(field)):
+                body[field] = "gloss:F16"
+
+    def _work(self, label: str, body: dict[str, Any], drawn: int) -> None:
+        """Long work only now and then."""
+        if label == "POST /v1/models" and drawn % 4 == 0:
+            if body.get("path") is not None:
+                body["path"] = str(GLOSS)
+            elif body.get("digest") is not None:
+                body["digest"] = self._gloss_digest
+        elif label == "POST /v1/quantize":
+            body["dry_run"] = body.get("dry_run", False) or drawn % 8 > 0
+        elif "messages" in body or "prompt" in body:
+            if drawn % 16 == 0:
+                return
+            limit = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+            body[limit] = min(body.get(limit) or 4, 4)
+
+    def after(self, case: Case, answer: Any) -> None:
+        """End the jobs it has started: they are not what is tested here, and take the time of what is."""
+        if case.operation.label == "POST /v1/quantize" and answer.status_code == 202:
+            self._server.client.delete(f"/v1/jobs/{answer.json()['id']}")
+
+
+def settle(body: dict[str, Any]) -> None:
+    """Put right what fits the document and cannot be meant so."""
+    if body.get("prompt") in ("", [""]):
+        body["prompt"] = "It"  # gloss adds no token of its own to an empty prompt
+    if isinstance(body.get("seed"), int):
+        body["seed"] = max(-MAX_SEED, min(body["seed"], MAX_SEED))
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(NAME_PATTERN, value) is not None
+
+
+def excluded_checks(case: Case, answer: Any) -> list[Any]:
+    names = list(ALSO_NAMES.get(case.operation.label, ()))
+    if answer.status_code in (400, 422) and answer.content and answer.json()["error"]["code"] in MEANING:
+        names.append("positive_data_acceptance")
+    return CHECKS.get_by_names(names)
+
+
+def run(operation: APIOperation, schema: OpenApiSchema, aim: Aim, max_examples: int) -> Counter[int]:
+    """Every request for one operation; how often each status came."""
+    statuses: Counter[int] = Counter()
+    with requests.Session() as session:
+
+        def check(case: Case) -> None:
+            aim.at(case)
+            answer = case.call(session=session, headers=HEADERS)
+            aim.after(case, answer)
+            statuses[answer.status_code] += 1
+            case.validate_response(
+                answer,
+                headers=HEADERS,
+                excluded_checks=excluded_checks(case, answer),
+                transport_kwargs={"session": session, "headers": dict(HEADERS)},
+            )
+
+        build_operation_test(
+            config=schema.config,
+            operation=operation,
+            test_func=check,
+            given_kwargs={},
+            feedback=FeedbackSources(),
+            explicit_settings=settings(
+                max_examples=max_examples,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                phases=(Phase.explicit, Phase.generate),
+                suppress_health_check=list(HealthCheck),
+            ),
+        )()
+    return statuses
+
+
+def check_all(server: Server, schema: OpenApiSchema, subtests: pytest.Subtests, max_examples: int) -> None:
+    load_all_checks()
+    pid, aim = server.process.pid, Aim(server)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) > 20
+    for operation in operations:
+        with subtests.test(operation=operation.label):
+            statuses = run(operation, schema, aim, max_examples)
+            assert any(200 <= status < 300 or status == 409 for status in statuses), statuses
+    described = json.loads((server.home / "server.json").read_text())
+    assert (described["pid"], server.process.pid, server.process.is_running()) == (pid, pid, True)
+    assert server.json("GET", "/health", 200) == {"status": "ok"}
+    lines = [json.loads(line) for line in (server.home / "test-server.log").read_text().splitlines()]
+    assert [line for line in lines if line["level"] in ("error", "critical")] == []
+
+
+def test_every_answer_is_as_the_document_says(
+    server: Server, document: OpenApiSchema, subtests: pytest.Subtests
+) -> None:
+    check_all(server, document, subtests, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_answer_is_as_the_document_says_many_times_over(
+    server: Server, document: OpenApiSchema, subtests: pytest.Subtests
+) -> None:
+    check_all(server, document, subtests, MANY)
