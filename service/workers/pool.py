@@ -21,7 +21,6 @@ from service.domain.errors import (
     BlobCorrupt,
     Busy,
     DoesNotFit,
-    LoadFailed,
     QuantryError,
     QueueFull,
     ShuttingDown,
@@ -252,9 +251,10 @@ class Pool:
         slot.worker = worker
         try:
             await worker.start()
-        except BaseException as error:
+        except BaseException:
             slot.worker = None
-            if isinstance(error, LoadFailed):
+            # A file that llama.cpp refuses kills nothing, and is refused again the same way.
+            if worker.deaths_while_loading:
                 self._count_death(slot)
             raise
         slot.became_ready(worker)
@@ -295,7 +295,8 @@ class Pool:
         )
         if placement is not None:
             return placement
-        need = memory_need(variant.facts, options.context_length)
+        context = min(options.context_length, variant.facts.shape.context_length or options.context_length)
+        need = memory_need(variant.facts, context)
         largest = largest_context(variant.facts, options.memory_budget_bytes)
         remedy = (
             f"The largest context that fits is {largest} tokens (QUANTRY_CONTEXT_LENGTH)"
@@ -303,7 +304,7 @@ class Pool:
             else "No context fits: use a smaller level"
         )
         raise DoesNotFit(
-            f"{variant.name} needs {need.total_bytes} bytes at a context of {options.context_length} tokens, and the "
+            f"{variant.name} needs {need.total_bytes} bytes at a context of {context} tokens, and the "
             f"memory budget is {options.memory_budget_bytes} bytes. {remedy}, or raise QUANTRY_MEMORY_BUDGET_BYTES."
         )
 
@@ -332,7 +333,10 @@ class Pool:
                     slot.last_used = now
                 elif slot.is_idle and now - slot.last_used > self._options.keep_alive_seconds:
                     log.info("unloading an idle model", model=slot.variant.name)
-                    await self._unload(slot)
+                    try:
+                        await self._unload(slot)
+                    except Exception:
+                        log.exception("unloading failed", model=slot.variant.name)
 
     def _worker_died(self, slot: Slot, worker: Worker) -> None:
         slot.last_error = worker.last_error

@@ -99,6 +99,7 @@ class Worker:
         self.rung = rung
         self.load_seconds = 0.0
         self.last_error: str | None = None
+        self.deaths_while_loading: list[str] = []  # rung and signal of each
         self.free_cells = 0
         self._frames: FrameReader[FromWorker] = FrameReader(FromWorker)
         self._options = options
@@ -134,7 +135,7 @@ class Worker:
 
         Raises LoadFailed when llama.cpp refuses the model, when every rung died, or when time ran out.
         """
-        deaths: list[str] = []
+        deaths = self.deaths_while_loading
         while True:
             try:
                 ready = await asyncio.wait_for(self._launch(), self._options.load_timeout_seconds)
