@@ -85,6 +85,7 @@ def plan_shape(services: Services, source: Variant, plan: LevelPlan) -> PlanShap
     makeable = plan.error is None
     return PlanShape(
         quantization=plan.quantization,
+        source=source.name,
         size_bytes=plan.size_bytes,
         bits_per_weight=plan.bits_per_weight,
         needs_imatrix=plan.needs_imatrix,

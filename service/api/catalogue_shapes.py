@@ -25,6 +25,7 @@ class PlanShape(Shape):
     """What one level of a model would be. `size_bytes` is exact."""
 
     quantization: str
+    source: str = Field(description="Canonical name of the variant it would be made from.")
     size_bytes: int
     bits_per_weight: float
     needs_imatrix: bool

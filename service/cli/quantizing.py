@@ -78,7 +78,7 @@ def plan(
     if session.as_json:
         session.document(listing)
         return
-    session.say(f"{model} would become:")
+    session.say(f"{listing.data[0].source} would become:")
     session.table(tables.plans(listing.data))
     session.note("* recommended")
     session.note(tables.REFERENCE_NOTE)

@@ -297,6 +297,7 @@ async def test_a_dry_run_is_the_plan(client, api):
     assert memory > 0
     assert plan == {
         "quantization": "Q4_K_M",
+        "source": "gloss:F16",
         "size_bytes": 700,
         "bits_per_weight": 5.0,
         "needs_imatrix": False,
