@@ -73,11 +73,12 @@ AVAILABLE = [
 ]  # fmt: skip
 PLANS = [
     PlanShape(
-        quantization="MXFP4_MOE", size_bytes=1, bits_per_weight=4.25, needs_imatrix=False, fallbacks=[], types={},
-        memory_bytes=1, fits=True, error="only for mixture models, " * 5,
+        quantization="MXFP4_MOE", source="gloss:F16", size_bytes=1, bits_per_weight=4.25, needs_imatrix=False,
+        fallbacks=[], types={}, memory_bytes=1, fits=True, error="only for mixture models, " * 5,
     ),
     PlanShape(
-        quantization="Q4_K_M", size_bytes=98_000_000, bits_per_weight=6.17, needs_imatrix=False, fallbacks=["a", "b"],
+        quantization="Q4_K_M", source="gloss:F16", size_bytes=98_000_000, bits_per_weight=6.17, needs_imatrix=False,
+        fallbacks=["a", "b"],
         types={"Q5_0": 200, "F32": 72}, memory_bytes=300_000_000, fits=True, error=None,
     ),
 ]  # fmt: skip
