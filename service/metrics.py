@@ -69,8 +69,9 @@ class Metrics:
         self._generations.labels(outcome).inc()
         self._prompt_tokens.inc(prompt_tokens)
         self._generated_tokens.inc(generated_tokens)
-        if generated_tokens and generation_seconds > 0:
-            self._per_token_seconds.observe(generation_seconds / generated_tokens)
+        # The clock of a generation starts at its first token.
+        if generated_tokens > 1 and generation_seconds > 0:
+            self._per_token_seconds.observe(generation_seconds / (generated_tokens - 1))
 
     def set_workers(self, by_state: Mapping[str, int], queue_depth: int) -> None:
         """What the pool looks like now."""
