@@ -34,7 +34,7 @@ from service.store.catalog import Catalog
 from service.store.database import open_database
 from service.store.home import lock_home
 from service.workers.pool import Pool, PoolOptions
-from service.workers.supervisor import WORKER_ARGV, WorkerOptions
+from service.workers.supervisor import WorkerOptions
 
 log = structlog.get_logger("app")
 
@@ -43,8 +43,8 @@ _MAX_HEAD_BYTES = 16 * 1024
 _SWEEP_SECONDS = 600.0
 
 
-def create_app(settings: Settings, *, worker_argv: tuple[str, ...] | None = None) -> FastAPI:
-    """The server as an ASGI application. `worker_argv` lets tests wrap the worker child."""
+def create_app(settings: Settings) -> FastAPI:
+    """The server as an ASGI application."""
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     app = FastAPI(
         title="quantry",
@@ -62,7 +62,7 @@ def create_app(settings: Settings, *, worker_argv: tuple[str, ...] | None = None
         blobs,
         RunnerOptions(concurrency=settings.job_concurrency, threads=settings.job_threads or machine.physical_cores()),
     )
-    pool = Pool(_pool_options(settings, worker_argv), path_of=blobs.path, rungs=catalog)
+    pool = Pool(_pool_options(settings), path_of=blobs.path, rungs=catalog)
     app.state.settings = settings
     app.state.queue = queue
     app.state.services = Services(
@@ -164,14 +164,13 @@ async def _sweep(app: FastAPI) -> None:
         await asyncio.sleep(_SWEEP_SECONDS)
 
 
-def _pool_options(settings: Settings, worker_argv: tuple[str, ...] | None) -> PoolOptions:
+def _pool_options(settings: Settings) -> PoolOptions:
     worker = WorkerOptions(
         batch_tokens=settings.batch_tokens,
         threads=settings.threads or machine.physical_cores(),
         gpu_layers=settings.gpu_layers,
         load_timeout_seconds=settings.load_timeout_seconds,
         hang_seconds=settings.worker_hang_seconds,
-        argv=worker_argv or WORKER_ARGV,
     )
     return PoolOptions(
         worker=worker,

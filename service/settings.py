@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -37,7 +36,6 @@ FOREIGN_NAMES = frozenset(
     }
 )
 FOREIGN_PREFIXES = ("QUANTRY_TEST_", "QUANTRY_BENCH_")
-EXIT_BAD_SETTINGS = 2
 MINIMUM_KEY_LENGTH = 16
 
 _HOST = re.compile(r"[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\]")
@@ -227,15 +225,6 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         raise InvalidParameter("\n".join(_lines(error))) from None
-
-
-def load_or_exit(**overrides: Any) -> Settings:
-    """As `load_settings`; a bad value is told on stderr and ends the process with code 2."""
-    try:
-        return load_settings(**overrides)
-    except InvalidParameter as error:
-        sys.stderr.write(f"quantry cannot start:\n{error.message}\n")
-        raise SystemExit(EXIT_BAD_SETTINGS) from None
 
 
 def is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from service import settings as module
 from service.domain.errors import InvalidParameter
-from service.settings import Settings, is_loopback, load_or_exit, load_settings
+from service.settings import Settings, is_loopback, load_settings
 
 KEY = "a-key-of-at-least-sixteen-characters"
 UNITS = ("_seconds", "_bytes", "_tokens")
@@ -143,16 +143,6 @@ def test_variables_of_clients_tests_and_tools_are_left_alone(monkeypatch):
     monkeypatch.setenv("QUANTRY_API_KEY", "what a client sends")
     monkeypatch.setenv("QUANTRY_TEST_FAIL_POINT", "x")
     assert load_settings()
-
-
-def test_refusing_to_start_is_exit_code_2(monkeypatch, capsys):
-    monkeypatch.setenv("QUANTRY_HOST", "0.0.0.0")
-    with pytest.raises(SystemExit) as ended:
-        load_or_exit()
-    assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("quantry cannot start:\n")
-    assert "QUANTRY_API_KEYS" in told
 
 
 def test_the_module_loads_no_native_code():
