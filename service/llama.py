@@ -194,7 +194,6 @@ class Model:
         self.context_length = int(native.llama_model_n_ctx_train(handle))
         self.has_decoder = bool(native.llama_model_has_decoder(handle))
         self.has_encoder = bool(native.llama_model_has_encoder(handle))
-        self.is_recurrent = bool(native.llama_model_is_recurrent(handle) or native.llama_model_is_hybrid(handle))
         self.bos_token = int(native.llama_vocab_bos(vocab))
         self.eos_token = int(native.llama_vocab_eos(vocab))
         self.adds_bos = bool(native.llama_vocab_get_add_bos(vocab))

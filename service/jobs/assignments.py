@@ -161,6 +161,15 @@ def prepare(job: Job, catalog: Catalog, blobs: BlobStore, niceness: int, threads
     return QuantizeAssignment(job.id, job.spec, catalog, blobs, niceness, threads)
 
 
+def discard_refused_upload(spec: ImportSpec, catalog: Catalog, blobs: BlobStore) -> None:
+    """Forget an upload whose content is no model: row first, then the file. One that some variant is made of stays."""
+    if spec.digest is None:
+        return
+    with suppress(Conflict):
+        catalog.forget_blob(spec.digest)
+        blobs.discard(spec.digest)
+
+
 def admit_quantize(spec: QuantizeSpec, catalog: Catalog, blobs: BlobStore) -> tuple[Variant, tuple[Level, ...]]:
     """The source and the levels of a request, checked against the store as it is now.
 

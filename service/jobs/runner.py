@@ -20,10 +20,19 @@ from enum import Enum, auto
 import structlog
 
 from service.children import child_argv
-from service.domain.errors import Busy, DiskFull, InternalError, JobChildDied, QuantryError, ShuttingDown, by_code
+from service.domain.errors import (
+    Busy,
+    DiskFull,
+    InternalError,
+    InvalidModel,
+    JobChildDied,
+    QuantryError,
+    ShuttingDown,
+    by_code,
+)
 from service.domain.jobs import ImportSpec, Job, JobError, JobEvent, JobStatus, QuantizeSpec, Step
 from service.frames import BadFrame
-from service.jobs.assignments import Assignment, prepare
+from service.jobs.assignments import Assignment, discard_refused_upload, prepare
 from service.jobs.child import Child, death
 from service.jobs.events import Followers
 from service.jobs.messages import Done, Failed, Made, Progress
@@ -235,6 +244,8 @@ class JobRunner:
             status = JobStatus.CANCELLED if run.halt is _Halt.CANCEL else JobStatus.QUEUED
         except QuantryError as problem:
             status, error = JobStatus.FAILED, JobError(problem.code, problem.message)
+            if isinstance(problem, InvalidModel) and isinstance(run.job.spec, ImportSpec):
+                await asyncio.to_thread(discard_refused_upload, run.job.spec, self._catalog, self._blobs)
         except Exception:
             _log.exception("a job failed on our own mistake", job=job_id)
             message = "The server made a mistake on this job; its log has the details. Report it, please."

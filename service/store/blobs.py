@@ -169,6 +169,13 @@ class BlobStore:
             self._used_at = {digest: used_at for digest, used_at in self._used_at.items() if used_at > oldest}
         return removed
 
+    def discard(self, digest: str) -> None:
+        """Unlink a blob that nobody can want: its row is gone, and its content was refused for good."""
+        with self._lock:
+            with suppress(FileNotFoundError):
+                os.unlink(self.path(digest))
+            self._used_at.pop(digest, None)
+
     def _files(self) -> Iterator[tuple[str, int, float]]:
         """(digest, bytes, modification time) of every blob."""
         with os.scandir(self.root) as entries:

@@ -120,12 +120,6 @@ class Catalog:
         with read(self._engine) as connection:
             return self._memory.fetch_all(connection) if key is None else _of_model(connection, key)
 
-    def recommended(self, model: ModelKey, flavour: str = "") -> Variant | None:
-        """The best variant of a model's flavour by `quants.preference`, whatever its owner has tagged."""
-        with read(self._engine) as connection:
-            found = _of_model(connection, model)
-        return naming.best(v for v in found if v.flavour.lower() == flavour.lower())
-
     def aliases(self, variant: Variant) -> list[str]:
         """Every name but the canonical one that resolves to `variant`, shortest first."""
         return self.aliases_of([variant])[variant.id]
@@ -203,7 +197,7 @@ class Catalog:
             _add_blob(connection, parse_digest(digest), size_bytes)
 
     def forget_blob(self, digest: str) -> bool:
-        """Remove a blob's row, so that the next sweep takes its file. False when there is none.
+        """Remove a blob's row, before its file goes. False when there is none.
 
         Raises Conflict while a variant is made of it.
         """

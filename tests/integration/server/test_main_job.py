@@ -147,6 +147,22 @@ def test_hostile_files_are_refused_and_leave_nothing(make_server: MakeServer, gl
     assert [path for path in (server.home / "blobs").rglob("*") if path.is_file()] == []
 
 
+def test_a_refused_upload_leaves_nothing_and_one_that_is_in_use_stays(make_server: MakeServer, gloss: Path) -> None:
+    server = make_server()
+    broken = gloss.read_bytes()[:-1000]
+    digest = f"sha256:{hashlib.sha256(broken).hexdigest()}"
+    assert server.client.put(f"/v1/blobs/{digest}", content=broken).status_code == 201
+    error = server.json("POST", "/v1/models", 422, {"name": "bad", "digest": digest})["error"]
+    assert error["code"] == "invalid_model"
+    assert server.client.head(f"/v1/blobs/{digest}").status_code == 404
+    assert [path for path in (server.home / "blobs").rglob("*") if path.is_file()] == []
+
+    good = server.add_gloss()
+    mismatch = server.json("POST", "/v1/models", 400, {"name": "gloss:Q8_0", "digest": good["digest"]})["error"]
+    assert mismatch["code"] == "label_mismatch"
+    assert server.client.head(f"/v1/blobs/{good['digest']}").status_code == 200
+
+
 def test_a_variant_deleted_while_streaming_ends_whole_and_is_then_unknown(make_server: MakeServer) -> None:
     server = make_server()
     server.add_gloss()

@@ -56,5 +56,7 @@ def test_children_do_not_inherit_the_lock(tmp_path: Path) -> None:
     lock = lock_home(tmp_path)
     with subprocess.Popen(["sleep", "30"], close_fds=False) as child:
         lock.release()
-        lock_home(tmp_path).release()
+        again = lock_home(tmp_path)  # raises Conflict where the child still held it
+        assert child.poll() is None
+        again.release()
         child.kill()

@@ -162,16 +162,6 @@ def test_an_undone_change_is_not_remembered(add: Add, catalog: Catalog) -> None:
     assert catalog.resolve("fourth") == fourth
 
 
-def test_the_recommended_variant_is_the_best_of_its_flavour_whatever_is_tagged(add: Add, catalog: Catalog) -> None:
-    q8, q4 = add("gloss", b"a"), add("gloss", b"b", "Q4_K_M")
-    instruct = add("gloss:instruct", b"c", "Q2_K")
-    catalog.copy(q8, parse_ref("gloss:latest"))
-    assert catalog.recommended(q8.model) == q4
-    assert catalog.recommended(q8.model, "INSTRUCT") == instruct
-    assert catalog.recommended(q8.model, "other") is None
-    assert catalog.recommended(parse_ref("nothing").key) is None
-
-
 # --- copy --------------------------------------------------------------------------------------------------------
 
 
