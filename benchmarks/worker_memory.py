@@ -17,7 +17,8 @@ from service.domain.generation import GenerationRequest, SamplingParams
 from service.domain.memory import memory_need
 from service.engine.engine import Engine
 from service.gguf.files import facts, read_header
-from service.llama import Context, Model
+from service.llama.context import Context
+from service.llama.model import Model
 
 MIB = 1 << 20
 _ANY_TOKEN = 5

@@ -20,7 +20,10 @@ class SamplingParams:
     """How the next token is drawn. Neutral values switch a stage off.
 
     `temperature` 0 means greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 mean no cut; penalties look at
-    the last `repeat_last_n` tokens (0: none, -1: the whole context). `seed` None draws a fresh one.
+    the last `repeat_last_n` tokens (0: none, -1: the whole context). `dry_multiplier` 0 switches off DRY, which makes
+    a repetition of n tokens cost multiplier * base ** (n - allowed_length); `xtc_probability` 0 switches off XTC, which
+    now and then drops every token above `xtc_threshold` but the last of them. `mirostat` 1 or 2 replaces top-k, top-p,
+    min-p, typical and XTC by a control loop towards a surprise of `mirostat_tau` bits. `seed` None draws a fresh one.
     """
 
     temperature: float = 0.8
@@ -32,8 +35,43 @@ class SamplingParams:
     repeat_last_n: int = 64
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     seed: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+class GrammarKind(StrEnum):
+    """Languages in which a request can say what its text must look like."""
+
+    JSON_SCHEMA = "json_schema"  # `{}` is any JSON value
+    REGEX = "regex"
+    GBNF = "gbnf"  # llama.cpp's grammars
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the text must look like, whole; `source` is JSON for a schema, else the grammar's own text."""
+
+    kind: GrammarKind
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """A LoRA adapter of the worker, by name, and how much of it is added to the weights."""
+
+    name: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +80,12 @@ class GenerationRequest:
 
     Exactly one of `prompt` (raw text, no template) and `messages` (rendered by the model's chat template) is set.
     `max_tokens` None means until the context is full. `parse_special` lets the text of a raw prompt name special
-    tokens; text inside messages never can.
+    tokens; text inside messages never can. `choices` texts are drawn from the one prompt; those with a seed use seed,
+    seed + 1, ... `logprobs` None reports no log-probabilities, a number reports that many alternatives beside the
+    drawn token. `speculate` allows drafts (they never change a text), `draft` names the smaller variant that may
+    write them. `context_length` asks for at least that many tokens of context, None for the server's. `cache_prompt`
+    allows reading and leaving shared prefixes; only requests of the same `cache_salt` share. `client` is whose turn
+    it is when requests wait.
     """
 
     prompt: str | None = None
@@ -52,21 +95,35 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     parse_special: bool = False
+    choices: int = 1
+    logprobs: int | None = None
+    grammar: Grammar | None = None
+    adapters: tuple[AdapterUse, ...] = ()
+    speculate: bool = True
+    draft: str | None = None
+    context_length: int | None = None
+    cache_prompt: bool = True
+    cache_salt: str = ""
+    client: str = ""
 
 
 class FinishReason(StrEnum):
     """Why a generation ended well."""
 
-    STOP = "stop"  # the model's own end token, or a stop string
+    STOP = "stop"  # the model's own end token, a stop string, or the end of the grammar
     LENGTH = "length"  # max_tokens reached, or the context is full
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request."""
+    """Tokens of one choice. `cached_tokens` of the prompt were taken from the cache; of `draft_tokens` that were
+    guessed ahead, `accepted_tokens` were right."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +137,48 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenChance:
+    """A token's bytes and the natural logarithm of its probability before any sampling stage."""
+
+    token: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A drawn token and its likeliest alternatives, likeliest first."""
+
+    token: bytes
+    logprob: float
+    top: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
-    """Text that is final: whole characters that are no part of a stop string."""
+    """Text of one choice that is final: whole characters that are no part of a stop string.
+
+    `logprobs` has an entry for each token drawn since the last event, whose text may still be held back.
+    """
 
     text: str
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The good end; `stop` is the stop string that ended it, when one did."""
+    """The good end of one choice; `stop` is the stop string that ended it, when one did."""
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     stop: str | None = None
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The bad end: code, message, param and retry hint of a `QuantryError`."""
+    """The bad end of a request, all its choices included: code, message, param and retry hint of a `QuantryError`."""
 
     code: str
     message: str
@@ -107,3 +187,34 @@ class Failed:
 
 
 GenerationEvent = Token | Finished | Failed
+
+
+class Pooling(StrEnum):
+    """How a model's outputs for all tokens become one vector."""
+
+    MODEL = "model"  # as the file says; last token where it says nothing
+    MEAN = "mean"
+    CLS = "cls"
+    LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts to turn into vectors.
+
+    `dimensions` keeps that many of the first numbers of each, then `normalize` scales it to length 1. A text longer
+    than the context is cut with `truncate`, else refused.
+    """
+
+    inputs: tuple[str, ...]
+    normalize: bool = True
+    dimensions: int | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The answer: one vector for each text (float32, little-endian), and the tokens read."""
+
+    vectors: tuple[bytes, ...]
+    prompt_tokens: int

@@ -23,7 +23,8 @@ from service.domain.generation import (
 from service.engine.sampling import Sampler, make_sampler
 from service.engine.scheduler import Plan, Scheduler, Sequence
 from service.engine.text import TextStream
-from service.llama import Context, Model
+from service.llama.context import Context
+from service.llama.model import Model
 
 _NO_ROOM = 1  # llama_decode: no free cells for this batch
 
@@ -112,7 +113,8 @@ class Engine:
         indices: list[int] = []
         for entry in plan.entries:
             tokens = entry.sequence.tokens[entry.start : entry.start + entry.count]
-            indices.append(batch.add(tokens, entry.start, entry.sequence.slot, logits_for_last=entry.samples))
+            first = batch.add(tokens, entry.start, entry.sequence.slot, logits=int(entry.samples))
+            indices.append(first + entry.count - 1)
         status = self._context.decode()
         if status != 0:
             return self._recover_from_decode(status, plan)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from service.domain.generation import SamplingParams
-from service.llama import Context, SamplerChain, sampler_stages
+from service.llama.context import Context
+from service.llama.sampler import SamplerChain, sampler_stages
 
 _SEED_LIMIT = 1 << 32
 

@@ -22,7 +22,7 @@ from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
 from service.jobs.messages import ImportTask, Made
 from service.jobs.outbox import Outbox
 from service.jobs.smoke import smoke_check
-from service.llama import build
+from service.llama.backend import build
 from service.quantization.plan import plan_levels
 from service.store.naming import check_label
 

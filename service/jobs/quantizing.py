@@ -18,7 +18,7 @@ from service.gguf.files import facts
 from service.jobs.limits import limit_file_size
 from service.jobs.messages import LevelTask, Made, QuantizeTask
 from service.jobs.outbox import Outbox
-from service.llama import build
+from service.llama.backend import build
 from service.quantization.plan import plan_levels
 from service.quantization.quantize import TensorProgress, quantize
 

@@ -12,7 +12,8 @@ import numpy as np
 import psutil
 
 from service.domain.errors import InvalidModel, LoadFailed
-from service.llama import Context, Model
+from service.llama.context import Context
+from service.llama.model import Model
 
 _CELLS = 64
 _TOKENS = 8
@@ -47,7 +48,7 @@ def _compute(model: Model, tokens: list[int]) -> None:
         if context.memory is None:  # an embedding model: it has no next token
             return
         context.batch.clear()
-        last = context.batch.add(tokens, 0, 0, logits_for_last=True)
+        last = context.batch.add(tokens, 0, 0, logits=1) + len(tokens) - 1
         status = context.decode()
         if status != 0:
             raise InvalidModel(f"llama.cpp loads the model and cannot compute with it (status {status}).")

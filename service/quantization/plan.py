@@ -14,7 +14,7 @@ from service.domain.catalog import LevelPlan
 from service.domain.errors import QuantizationFailed
 from service.domain.quants import QUANTIZATIONS
 from service.gguf.header import DEFAULT_ALIGNMENT, Header
-from service.llama import quantize_model
+from service.llama.quantizer import quantize_model
 from service.quantization.layout import level_plan, refused
 from service.quantization.log import LogLines, read_dry_run
 

@@ -23,7 +23,7 @@ from service.domain.errors import (
 from service.domain.quants import QUANTIZATIONS, UNQUANTIZED_TYPES
 from service.gguf.files import read_header
 from service.gguf.header import Header
-from service.llama import quantize_model
+from service.llama.quantizer import quantize_model
 from service.quantization.log import LogLines, read_started
 from service.quantization.plan import plan_level, without_paths
 

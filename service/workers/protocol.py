@@ -1,7 +1,7 @@
 """Messages between the server and a worker child, versioned; plain data in msgpack frames.
 
-    server -> worker   Load, then Submit, Cancel, Ping, Close in any order
-    worker -> server   Ready or LoadFailed, then Events and Pong
+    server -> worker   Load, then Submit, Embed, Cancel, Pause, Resume, Ping, Close in any order
+    worker -> server   Ready or LoadFailed, then Events, Embedded, EmbedFailed and Pong
 
 A step of the engine is one Events frame for all its requests.
 """
@@ -10,13 +10,31 @@ from __future__ import annotations
 
 import msgspec
 
-from service.domain.generation import Failed, Finished, GenerationRequest
+from service.domain.generation import (
+    EmbeddingRequest,
+    Embeddings,
+    Failed,
+    Finished,
+    GenerationRequest,
+    TokenLogprob,
+)
 
-VERSION = 1
+VERSION = 2
+
+
+class AdapterFile(msgspec.Struct, frozen=True):
+    """A LoRA adapter to load beside the weights, under the name that requests use."""
+
+    name: str
+    path: str
 
 
 class Load(msgspec.Struct, tag="load", frozen=True):
-    """The first frame: what to load and how. `gpu_layers` -1 offloads all layers."""
+    """The first frame: what to load and how. `gpu_layers` -1 offloads all layers.
+
+    `max_token_gap_seconds` bounds how long prompts may hold up running streams; `prefix_cache` keeps what was computed
+    for requests that begin alike; `cache_folder` is where long prefixes outlive the process, None for nowhere.
+    """
 
     path: str
     context_length: int
@@ -26,18 +44,45 @@ class Load(msgspec.Struct, tag="load", frozen=True):
     gpu_layers: int
     extra_buffers: bool
     flash_attention: bool
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    max_token_gap_seconds: float = 0.25
+    prefix_cache: bool = True
+    speculation: bool = True
+    adapters: tuple[AdapterFile, ...] = ()
+    cache_folder: str | None = None
     version: int = VERSION
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """A request; `id` is unique within the worker's life."""
+    """A request; `id` is unique within the worker's life. `draft_path` is the file behind `request.draft`."""
 
     id: int
     request: GenerationRequest
+    draft_path: str | None = None
+
+
+class Embed(msgspec.Struct, tag="embed", frozen=True):
+    """Texts to turn into vectors; ids are shared with Submit."""
+
+    id: int
+    request: EmbeddingRequest
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     """Nobody waits for this request any more."""
+
+    id: int
+
+
+class Pause(msgspec.Struct, tag="pause", frozen=True):
+    """The client does not read: compute nothing more for this request until Resume or Cancel."""
+
+    id: int
+
+
+class Resume(msgspec.Struct, tag="resume", frozen=True):
+    """The client reads again."""
 
     id: int
 
@@ -52,7 +97,7 @@ class Close(msgspec.Struct, tag="close", frozen=True):
     """Free everything and exit."""
 
 
-ToWorker = Load | Submit | Cancel | Ping | Close
+ToWorker = Load | Submit | Embed | Cancel | Pause | Resume | Ping | Close
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -76,19 +121,39 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
 
 
 class Events(msgspec.Struct, tag="events", frozen=True):
-    """What one step brought, by request id; within a request, text comes before its end."""
+    """What one step brought, by request id and choice; within a choice, text comes before its end.
 
-    texts: list[tuple[int, str]]
-    finished: list[tuple[int, Finished]]
-    failed: list[tuple[int, Failed]]
+    `logprobs` lists the tokens drawn, for requests that asked; they belong before the texts of the same frame.
+    """
+
+    texts: list[tuple[int, int, str]] = []
+    finished: list[tuple[int, Finished]] = []
+    failed: list[tuple[int, Failed]] = []
+    logprobs: list[tuple[int, int, tuple[TokenLogprob, ...]]] = []
+
+
+class Embedded(msgspec.Struct, tag="embedded", frozen=True):
+    """The vectors of an Embed."""
+
+    id: int
+    embeddings: Embeddings
+
+
+class EmbedFailed(msgspec.Struct, tag="embed_failed", frozen=True):
+    """An Embed that could not be done."""
+
+    id: int
+    failed: Failed
 
 
 class Pong(msgspec.Struct, tag="pong", frozen=True):
-    """The engine loop is alive."""
+    """The engine loop is alive. Cells with nothing in them and cells that only the prefix cache holds; threads now."""
 
     id: int
     steps: int
     free_cells: int
+    cached_cells: int = 0
+    threads: int = 0
 
 
-FromWorker = Ready | LoadFailed | Events | Pong
+FromWorker = Ready | LoadFailed | Events | Embedded | EmbedFailed | Pong

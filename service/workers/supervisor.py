@@ -279,9 +279,9 @@ class Worker:
                 return
 
     def _deliver(self, events: Events) -> None:
-        for request_id, text in events.texts:
+        for request_id, choice, text in events.texts:
             if request_id in self._streams:
-                self._streams[request_id][0].put(Token(text))
+                self._streams[request_id][0].put(Token(text, choice))
         for request_id, finished in events.finished:
             if request_id in self._streams:
                 stream, load_seconds = self._forget(request_id)

@@ -24,7 +24,8 @@ from service.domain.generation import Failed, Finished, GenerationEvent, Generat
 from service.engine.engine import Engine
 from service.engine.prompt import PromptRenderer
 from service.frames import FrameReader, encode
-from service.llama import Context, Model
+from service.llama.context import Context
+from service.llama.model import Model
 from service.workers.protocol import (
     VERSION,
     Cancel,
@@ -157,12 +158,12 @@ class Worker:
     def _publish(self, events: list[tuple[int, GenerationEvent]]) -> None:
         if not events:
             return
-        texts: list[tuple[int, str]] = []
+        texts: list[tuple[int, int, str]] = []
         finished: list[tuple[int, Finished]] = []
         failed: list[tuple[int, Failed]] = []
         for request_id, event in events:
             if isinstance(event, Token):
-                texts.append((request_id, event.text))
+                texts.append((request_id, event.choice, event.text))
             elif isinstance(event, Finished):
                 finished.append((request_id, event))
             else:

@@ -15,7 +15,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import service.llama as llama
+from service.llama.context import Context
+from service.llama.model import Model
+from service.llama.quantizer import quantize_model
 from service.domain.errors import InvalidModel, QuantryError
 from service.gguf.files import read_header
 
@@ -24,13 +26,13 @@ INTERESTING = (0, 1, 2, 3, 5, 12, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 
 
 def run_through_llama(path: Path) -> None:
     """Plan, quantize, load, tokenize and decode."""
-    llama.quantize_model(path, Path(os.devnull), file_type=2, dry_run=True, threads=1)
-    llama.quantize_model(path, path.with_suffix(".out"), file_type=2, threads=1, allow_requantize=True)
-    model = llama.Model(path, gpu_layers=0, use_extra_buffers=False)
+    quantize_model(path, Path(os.devnull), file_type=2, dry_run=True, threads=1)
+    quantize_model(path, path.with_suffix(".out"), file_type=2, threads=1, allow_requantize=True)
+    model = Model(path, gpu_layers=0, use_extra_buffers=False)
     tokens = model.tokenize("hello w\u00f6rld \x00 the", add_special=True, parse_special=True)
     for token in tokens:
         model.piece(token)
-    context = llama.Context(model, cells=256, sequences=1, batch_tokens=64, threads=1, flash_attention=False)
+    context = Context(model, cells=256, sequences=1, batch_tokens=64, threads=1, flash_attention=False)
     context.batch.clear()
     context.batch.add(tokens[:64] or [0], 0, 0, logits_for_last=True)
     context.decode()

@@ -26,7 +26,7 @@ from service.domain.errors import (
 )
 from service.domain.quants import GGML_TYPES, QUANTIZATIONS
 from service.gguf.files import facts, read_header
-from service.llama import quantize_model
+from service.llama.quantizer import quantize_model
 from service.quantization import quantize as quantize_module
 from service.quantization.plan import plan_levels
 from service.quantization.quantize import TensorProgress, quantize

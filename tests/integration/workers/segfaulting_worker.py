@@ -9,19 +9,20 @@ import os
 import signal
 import sys
 
-from service import llama
+from service.llama.context import Context
+from service.llama.model import Model
 from service.workers import worker
 
 DYING = set(sys.argv.pop(1).split(","))
 
 
-class FragileModel(llama.Model):
+class FragileModel(Model):
     def __init__(self, *arguments: object, use_extra_buffers: bool, **more: object) -> None:
         super().__init__(*arguments, use_extra_buffers=use_extra_buffers, **more)  # type: ignore[arg-type]
         self.rung = "full" if use_extra_buffers else "no-extra-buffers"
 
 
-class FragileContext(llama.Context):
+class FragileContext(Context):
     def __init__(self, model: FragileModel, *, flash_attention: bool, **more: object) -> None:
         super().__init__(model, flash_attention=flash_attention, **more)  # type: ignore[arg-type]
         self.rung = model.rung if flash_attention else "no-flash-attention"
