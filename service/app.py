@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +24,10 @@ from fastapi import FastAPI
 from service import __version__, machine
 from service.api import routes
 from service.api.auth import hash_keys
+from service.api.catalogue import smaller_levels
+from service.api.connections import Connection
 from service.api.services import ApiOptions, Services
+from service.domain.memory import CacheChoice
 from service.jobs.queue import JobQueue
 from service.jobs.runner import JobRunner, RunnerOptions
 from service.logs import configure_logs
@@ -39,7 +43,6 @@ from service.workers.supervisor import WorkerOptions
 log = structlog.get_logger("app")
 
 SERVER_FILE = "server.json"  # in the home: process id and address of the running server
-_MAX_HEAD_BYTES = 16 * 1024
 _SWEEP_SECONDS = 600.0
 
 
@@ -62,7 +65,9 @@ def create_app(settings: Settings) -> FastAPI:
         blobs,
         RunnerOptions(concurrency=settings.job_concurrency, threads=settings.job_threads or machine.physical_cores()),
     )
-    pool = Pool(_pool_options(settings), path_of=blobs.path, rungs=catalog)
+    pool = Pool(
+        _pool_options(settings), path_of=blobs.path, rungs=catalog, smaller_levels=partial(smaller_levels, catalog)
+    )
     app.state.settings = settings
     app.state.queue = queue
     app.state.services = Services(
@@ -85,9 +90,7 @@ def serve(settings: Settings) -> int:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        # h11 bounds the size of request heads, httptools does not; the streams are small beside what computes them.
-        http="h11",
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        http=Connection,
         timeout_graceful_shutdown=int(settings.drain_seconds) + 2,
     )
     server = _Server(config, settings.home / SERVER_FILE, app.state.services.pool)
@@ -182,6 +185,9 @@ def _pool_options(settings: Settings) -> PoolOptions:
         max_queued_requests=settings.max_queued_requests,
         keep_alive_seconds=settings.keep_alive_seconds,
         queue_timeout_seconds=settings.queue_timeout_seconds,
+        cache_type_k=CacheChoice(settings.cache_type_k),
+        cache_type_v=CacheChoice(settings.cache_type_v),
+        flash_attention=settings.flash_attention == "auto",
     )
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 # Room for 35 plans that each name every tensor of a large mixture model; anything longer is no frame of ours.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
+_READ_BYTES = 256 * 1024
 _LENGTH = struct.Struct(">I")
 
 T = TypeVar("T")
@@ -38,17 +39,32 @@ class FrameReader(Generic[T]):
     def __init__(self, kind: Any) -> None:
         """`kind` is the union, the run-time form of `T`."""
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
+        self._ahead = bytearray()
+        self._start = 0  # of what is not decoded yet in `_ahead`
 
     async def read(self, stream: asyncio.StreamReader) -> T | None:
         """The next message; None at the end of the stream, also for a frame cut short by the other side's death.
 
-        Raises BadFrame for what is no message.
+        Reads ahead, so one reader belongs to one stream. Raises BadFrame for what is no message.
         """
-        try:
-            size = _body_length(await stream.readexactly(_LENGTH.size))
-            return self._decode(await stream.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+        while True:
+            # Most reads bring whole frames, several at a time when the loop is late.
+            start, size = self._start, len(self._ahead) - self._start
+            if size >= _LENGTH.size:
+                end = start + _LENGTH.size + _body_length(self._ahead, start)
+                if end <= len(self._ahead):
+                    body = self._ahead[start + _LENGTH.size : end]
+                    self._start = end
+                    return self._decode(body)
+            try:
+                more = await stream.read(_READ_BYTES)
+            except ConnectionError:
+                return None
+            if not more:
+                return None
+            del self._ahead[:start]
+            self._ahead += more
+            self._start = 0
 
     def read_blocking(self, stream: BinaryIO) -> T | None:
         """As `read`, from a blocking stream."""
@@ -59,15 +75,15 @@ class FrameReader(Generic[T]):
         body = stream.read(size)
         return self._decode(body) if len(body) == size else None
 
-    def _decode(self, body: bytes) -> T:
+    def _decode(self, body: bytes | bytearray) -> T:
         try:
             return self._decoder.decode(body)
         except msgspec.MsgspecError as problem:
             raise BadFrame(str(problem)) from problem
 
 
-def _body_length(prefix: bytes) -> int:
-    size = int(_LENGTH.unpack(prefix)[0])
+def _body_length(data: bytes | bytearray, offset: int = 0) -> int:
+    size = int(_LENGTH.unpack_from(data, offset)[0])
     if size > MAX_FRAME_BYTES:
         raise BadFrame(f"a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
     return size

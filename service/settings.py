@@ -45,6 +45,7 @@ GIB = 1 << 30
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode]
+CacheWord = Literal["auto", "f16", "q8_0", "q4_0"]
 
 
 class Settings(BaseSettings):
@@ -104,6 +105,13 @@ class Settings(BaseSettings):
     parallel: int = Field(4, ge=1, le=256, description="Requests that one worker runs at the same time.")
     batch_tokens: int = Field(512, ge=16, le=16384, description="Most tokens in one llama.cpp batch.")
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of a worker; None: the physical cores.")
+    cache_type_k: CacheWord = Field("f16", description="Type of the cached keys; auto: the best that fits.")
+    cache_type_v: CacheWord = Field(
+        "f16", description="Type of the cached values; other than f16 it needs flash attention."
+    )
+    flash_attention: Literal["auto", "off"] = Field(
+        "auto", description="Attention without a matrix of scores; auto: wherever llama.cpp has it."
+    )
     gpu_layers: int = Field(-1, ge=-1, le=4096, description="Layers offloaded to a GPU; -1: all, 0: none.")
     memory_budget_bytes: int | None = Field(
         None,
@@ -198,6 +206,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"host {self.host} can be reached from other machines and no key is set; "
                 "set QUANTRY_API_KEYS, or bind 127.0.0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_values(self) -> Self:
+        if self.flash_attention == "off" and self.cache_type_v not in ("auto", "f16"):
+            raise ValueError(
+                f"values in {self.cache_type_v} need flash attention; set QUANTRY_FLASH_ATTENTION=auto, or "
+                "QUANTRY_CACHE_TYPE_V=f16"
             )
         return self
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny_models
 from tests.server import GLOSS, MakeServer, Server
 
 
@@ -26,6 +27,12 @@ def smollm2() -> Path:
     path = os.environ.get("QUANTRY_SMOLLM2")
     assert path, "set QUANTRY_SMOLLM2 to what scripts/fetch_smollm2.py prints; `make check` does"
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Paths of the models of tests/tiny_models.py, by kind."""
+    return tiny_models.write_all(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -1,15 +1,24 @@
-"""Who may call what: keys, compared as hashes in constant time; everything is denied that is not listed here."""
+"""Who may call what, and who called: keys, compared as hashes in constant time; what is not listed here is denied.
+
+Beyond this module a key is known by its id, a part of its hash.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
 
 from service.domain.errors import Unauthorized
 
 # Answered without a key: load balancers ask these and hold no secrets. Matched whole, against the routed path.
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
+
+# Where the gate leaves the id of the key in a request's ASGI scope, and its length in hexadecimal digits.
+_KEY_ID = "quantry.key_id"
+_KEY_ID_LENGTH = 16
 
 _HINT = "send Authorization: Bearer <key> or X-API-Key: <key>, with a key from QUANTRY_API_KEYS."
 
@@ -24,13 +33,21 @@ def hash_keys(keys: Iterable[str]) -> tuple[bytes, ...]:
     return tuple(hash_key(key) for key in keys)
 
 
-def check_key(path: str, headers: Iterable[tuple[bytes, bytes]], known: tuple[bytes, ...]) -> None:
-    """Raise Unauthorized unless `path` is public, no keys are set, or the request carries a known key.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: `salt` keeps the caches of different keys apart, `name` is whose turn it is when requests wait."""
 
-    `headers` are ASGI's: lower-case names, raw values.
+    salt: str
+    name: str
+
+
+def check_key(path: str, headers: Iterable[tuple[bytes, bytes]], known: tuple[bytes, ...]) -> str:
+    """The id of the key that the request carries; empty when `path` is public or no keys are set.
+
+    Raises Unauthorized for any other request. `headers` are ASGI's: lower-case names, raw values.
     """
     if not known or path in PUBLIC_PATHS:
-        return
+        return ""
     given = _given_key(headers)
     if given is None:
         raise Unauthorized(f"This server asks for a key: {_HINT}")
@@ -39,6 +56,19 @@ def check_key(path: str, headers: Iterable[tuple[bytes, bytes]], known: tuple[by
     matches = [hmac.compare_digest(hashed, key) for key in known]
     if not any(matches):
         raise Unauthorized(f"That key is not known here: {_HINT}")
+    return hashed.hex()[:_KEY_ID_LENGTH]
+
+
+def admit(scope: MutableMapping[str, Any], key_id: str) -> None:
+    """Note in an ASGI scope which key opened the gate."""
+    scope[_KEY_ID] = key_id
+
+
+def caller(scope: MutableMapping[str, Any]) -> Caller:
+    """Who sent the request of an ASGI scope: its key where keys are set, else the address it came from."""
+    key_id = scope.get(_KEY_ID, "")
+    peer = scope.get("client")
+    return Caller(salt=key_id, name=key_id or (peer[0] if peer else ""))
 
 
 def _given_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

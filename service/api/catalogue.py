@@ -22,6 +22,8 @@ from service.api.catalogue_shapes import (
 from service.api.services import Services
 from service.domain.catalog import LevelPlan, Measurement, Variant
 from service.domain.quants import QUANTIZATIONS, Reference
+from service.store.catalog import Catalog
+from service.workers.placing import Level
 
 REFERENCE_SOURCE = "published figures for one 7B model; not measured here"
 
@@ -77,6 +79,34 @@ def as_level(source: Variant, plan: LevelPlan) -> Variant:
         tensor_bytes=max(0, plan.size_bytes - overhead_bytes),
     )
     return replace(source, quantization=plan.quantization, size_bytes=plan.size_bytes, facts=facts)
+
+
+def smaller_levels(catalog: Catalog, variant: Variant) -> list[Level]:
+    """What is smaller than `variant` of the same model and flavour: stored, or planned from the best stored source.
+
+    Levels that llama.cpp refuses or that need an importance matrix are left out.
+    """
+    family = [
+        other
+        for other in catalog.variants(variant.model.display)
+        if other.flavour.lower() == variant.flavour.lower() and not other.corrupt
+    ]
+    found = [
+        Level(other.name, other.facts, stored=True, recommended=_recommended(other.quantization)) for other in family
+    ]
+    for source in best_sources(family):
+        note = " with allow_requantize" if source.lossy else ""
+        for plan in missing_levels(source, family, catalog.plans(source.digest)):
+            if plan.error is None and not plan.needs_imatrix:
+                level = as_level(source, plan)
+                recommended = _recommended(plan.quantization)
+                found.append(Level(level.name, level.facts, stored=False, recommended=recommended, note=note))
+    return [level for level in found if level.facts.tensor_bytes < variant.facts.tensor_bytes]
+
+
+def _recommended(quantization: str) -> bool:
+    level = QUANTIZATIONS.get(quantization)
+    return level is not None and level.recommended
 
 
 def plan_shape(services: Services, source: Variant, plan: LevelPlan) -> PlanShape:

@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from service.api.shapes import DIGEST_PATTERN, WHOLE, Level, Listing, Name, Shape, Strict
+from service.api.shapes import DIGEST_PATTERN, MAX_TOKENS, WHOLE, Level, Listing, Name, Shape, Strict
+
+CacheWord = Literal["auto", "f16", "q8_0", "q4_0"]
 
 
 class QuantizeBody(Strict):
@@ -225,6 +227,21 @@ class BlobShape(Shape):
 # --- workers -----------------------------------------------------------------------------------------------------
 
 
+class LoadBody(Strict):
+    """What to load a variant with; what is left out is the server's."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"context_length": 8192, "cache_type_k": "q8_0"}]})
+
+    context_length: Annotated[int, Field(ge=64, le=MAX_TOKENS), WHOLE] | None = Field(
+        None, description="Tokens of context for each request."
+    )
+    parallel: Annotated[int, Field(ge=1, le=256), WHOLE] | None = Field(
+        None, description="Requests that run at the same time."
+    )
+    cache_type_k: CacheWord | None = Field(None, description="Type of the cached keys.")
+    cache_type_v: CacheWord | None = Field(None, description="Type of the cached values.")
+
+
 class WorkerShape(Shape):
     """One worker process and the variant in it."""
 
@@ -235,6 +252,8 @@ class WorkerShape(Shape):
     pid: int | None
     context_length: int
     parallel: int
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
     memory_bytes: int
     active_requests: int
     queued_requests: int

@@ -10,7 +10,7 @@ import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.auth import check_key
+from service.api.auth import admit, check_key
 from service.domain.errors import Forbidden
 
 _HOST = re.compile(r"([a-z0-9](?:[a-z0-9._-]{0,252})|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
@@ -35,7 +35,7 @@ class Gate:
             headers: list[tuple[bytes, bytes]] = list(scope["headers"])
             host = self._check_host(headers)
             _check_origin(headers, host)
-            check_key(scope["path"], headers, self._keys)
+            admit(scope, check_key(scope["path"], headers, self._keys))
         await self._app(scope, receive, send)
 
     def _check_host(self, headers: list[tuple[bytes, bytes]]) -> str:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from itertools import product
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
 from service.api.shapes import (
+    MAX_GRAMMAR_BYTES,
+    MAX_SCHEMA_BYTES,
     MAX_SEED,
     WHOLE,
+    Choices,
+    ContextLength,
+    DryAllowedLength,
+    DryBase,
+    DryMultiplier,
+    DryPenaltyLastN,
+    DrySequenceBreakers,
     LogitBias,
     MaxTokens,
     MinP,
+    Mirostat,
+    MirostatEta,
+    MirostatTau,
     Name,
     Penalty,
     RepeatLastN,
@@ -22,9 +35,37 @@ from service.api.shapes import (
     Strict,
     Temperature,
     TopK,
+    TopLogprobs,
     TopP,
     TypicalP,
+    XtcProbability,
+    XtcThreshold,
+    bounded_schema,
+    bounded_text,
 )
+
+# Fields that exclude one another, as the document says it: one list of all combinations, for tools that make
+# requests from a document lose the thread where several such lists are joined by allOf.
+_NULL: dict[str, Any] = {"type": "null"}
+_INPUTS: list[Any] = [
+    {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": _NULL}},
+    {
+        "required": ["messages"],
+        "properties": {"messages": {"type": "array"}, "prompt": _NULL, "parse_special": {"const": False}},
+    },
+]
+_GRAMMARS = ({"format": _NULL}, {"grammar": _NULL})
+_COMBINATIONS: list[Any] = [
+    {**given, "properties": {**given["properties"], **grammar}} for given, grammar in product(_INPUTS, _GRAMMARS)
+]
+
+
+def _checked_format(value: Any) -> Any:
+    if isinstance(value, dict):
+        return bounded_schema(value)
+    if value is None or value == "json":
+        return value
+    raise ValueError('"json" or a JSON schema (an object) is expected')
 
 
 class MessageBody(Strict):
@@ -34,23 +75,34 @@ class MessageBody(Strict):
     content: str
 
 
+class GrammarBody(Strict):
+    """What the whole text must look like, in a language for it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"kind": {"const": "json_schema"}}},
+                {"properties": {"source": {"type": "string", "maxLength": MAX_GRAMMAR_BYTES}}},
+            ]
+        }
+    )
+
+    kind: Literal["json_schema", "regex", "gbnf", "lark"]
+    source: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SCHEMA_BYTES)]
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        bounded_text(self.source, MAX_SCHEMA_BYTES if self.kind == "json_schema" else MAX_GRAMMAR_BYTES)
+        return self
+
+
 class GenerateBody(Strict):
     """Text to generate. Exactly one of `prompt` (raw, no template) and `messages` (the model's chat template)."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"model": "gloss:Q4_K_M", "prompt": "The word", "max_tokens": 32, "temperature": 0.0}],
-            "oneOf": [
-                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
-                {
-                    "required": ["messages"],
-                    "properties": {
-                        "messages": {"type": "array"},
-                        "prompt": {"type": "null"},
-                        "parse_special": {"const": False},
-                    },
-                },
-            ],
+            "anyOf": _COMBINATIONS,
         }
     )
 
@@ -67,6 +119,18 @@ class GenerateBody(Strict):
     repeat_last_n: RepeatLastN = 64
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
+    dry_multiplier: DryMultiplier = 0.0
+    dry_base: DryBase = 1.75
+    dry_allowed_length: DryAllowedLength = 2
+    dry_penalty_last_n: DryPenaltyLastN = -1
+    dry_sequence_breakers: DrySequenceBreakers | None = Field(
+        None, description="None: line end, colon, double quote and asterisk."
+    )
+    xtc_probability: XtcProbability = 0.0
+    xtc_threshold: XtcThreshold = 0.1
+    mirostat: Mirostat = 0
+    mirostat_tau: MirostatTau = 5.0
+    mirostat_eta: MirostatEta = 0.1
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED), WHOLE] | None = Field(
         None, description="None or -1 draws a fresh one."
     )
@@ -75,6 +139,18 @@ class GenerateBody(Strict):
     logit_bias: LogitBias = Field(default_factory=dict)
     stream: bool = Field(False, description="Answer with server-sent events: token, ..., then one done or error.")
     parse_special: bool = Field(False, description="Let `prompt` name special tokens; messages never can.")
+    n: Choices = 1
+    logprobs: TopLogprobs | None = Field(
+        None, description="Report the drawn tokens with this many of the likeliest at each place."
+    )
+    format: Annotated[
+        Any, AfterValidator(_checked_format), WithJsonSchema({"anyOf": [{"const": "json"}, {"type": "object"}, _NULL]})
+    ] = Field(None, description='"json", or the JSON schema that the text must fit.')
+    grammar: GrammarBody | None = None
+    speculate: bool = Field(True, description="Allow drafts of the text to come; they never change it.")
+    draft: Name | None = Field(None, description="A smaller variant that writes the drafts.")
+    context_length: ContextLength | None = None
+    cache_prompt: bool = Field(True, description="Take and leave what other prompts begin with as well.")
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -82,15 +158,25 @@ class GenerateBody(Strict):
             raise ValueError("Send exactly one of prompt and messages.")
         if self.parse_special and self.prompt is None:
             raise ValueError("parse_special is for prompt only; text in messages never names special tokens.")
+        if self.format is not None and self.grammar is not None:
+            raise ValueError("format and grammar both say what the text must look like; send one of them.")
         return self
+
+    @property
+    def grammar_field(self) -> str:
+        """The field that says what the text must look like."""
+        return "grammar" if self.format is None else "format"
 
 
 class UsageShape(Shape):
-    """Tokens of one request."""
+    """Tokens of one choice, or of all."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cached_tokens: int = Field(description="Of the prompt, taken from the cache.")
+    draft_tokens: int = Field(description="Guessed ahead.")
+    accepted_tokens: int = Field(description="Of those, right.")
 
 
 class TimingsShape(Shape):
@@ -104,15 +190,53 @@ class TimingsShape(Shape):
     generation_tokens_per_second: float | None
 
 
-class GenerationShape(Shape):
-    """The text, whole."""
+class ChanceShape(Shape):
+    """A token that could have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class LogprobShape(ChanceShape):
+    """A token that was drawn."""
+
+    top_logprobs: list[ChanceShape]
+
+
+class TextShape(Shape):
+    """A text, whole, and how it ended."""
+
+    text: str
+    logprobs: list[LogprobShape] | None = Field(description="The tokens drawn, when they were asked for.")
+    finish_reason: Literal["stop", "length"]
+    stop: str | None = Field(description="The stop string that ended it, when one did.")
+    usage: UsageShape
+    timings: TimingsShape
+
+
+class AnswerShape(Shape):
+    """What answered, and when."""
 
     id: str
     object: Literal["generation"] = "generation"
     model: str = Field(description="Canonical name of the variant that answered.")
     created_at: str
-    text: str
-    finish_reason: Literal["stop", "length"]
-    stop: str | None = Field(description="The stop string that ended it, when one did.")
-    usage: UsageShape
+
+
+class GenerationShape(TextShape, AnswerShape):
+    """The text, whole."""
+
+
+class ChoiceShape(TextShape):
+    """One of several texts."""
+
+    index: int
+
+
+class ChoicesShape(AnswerShape):
+    """Several texts (`n` above 1)."""
+
+    choices: list[ChoiceShape]
+    usage: UsageShape = Field(description="Of all choices; the prompt counts once.")
     timings: TimingsShape

@@ -1,24 +1,37 @@
 """One generation from the pool to the wire, the same for every dialect: begin, watch, count, end exactly once.
 
-Errors before the first text become a status; later ones travel in the stream. A client that hangs up cancels its
-generation, whether it waits in the queue, for a load, or for text.
+A request for several choices is one generation with as many Finished events. Errors before the first text become a
+status; later ones travel in the stream. A client that hangs up cancels its generation, whether it waits in the queue,
+for a load, or for text.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import structlog
-from starlette.types import Receive
+from starlette.requests import Request
 
+from service.api.auth import caller
 from service.api.responses import error_from_event
 from service.api.services import Services
 from service.api.streams import unless_gone
 from service.domain.catalog import Variant
-from service.domain.errors import InternalError, QuantryError
-from service.domain.generation import Failed, Finished, GenerationEvent, GenerationRequest, Token
+from service.domain.errors import InternalError, InvalidGrammar, QuantryError
+from service.domain.generation import (
+    Failed,
+    Finished,
+    GenerationEvent,
+    GenerationRequest,
+    Timings,
+    Token,
+    TokenLogprob,
+    Usage,
+)
 from service.metrics import Metrics
 from service.workers.stream import Stream
 
@@ -27,14 +40,35 @@ VARIANT_HEADER = "X-Quantry-Variant"
 _log = structlog.get_logger("quantry.generation")
 
 
+@dataclass(slots=True)
+class Choice:
+    """One text of a request, whole once `finished` is set."""
+
+    parts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finished: Finished | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.parts)
+
+    @property
+    def end(self) -> Finished:
+        """Its last event; only for a choice that is whole."""
+        assert self.finished is not None
+        return self.finished
+
+
 class Generation:
-    """A running generation: an async iterator of its events, ending with exactly one Finished or Failed.
+    """A running generation: an async iterator of its events, ending with a Finished for each choice, or one Failed.
 
     `cancel` may be called at any time and more than once; whoever holds this must call it in the end.
     """
 
-    def __init__(self, variant: Variant, stream: Stream, metrics: Metrics, began: float) -> None:
+    def __init__(self, variant: Variant, stream: Stream, metrics: Metrics, *, choices: int, began: float) -> None:
         self.variant = variant
+        self.choices = choices
         self.created_at = datetime.now(UTC)
         self._stream = stream
         self._events = aiter(stream)
@@ -42,6 +76,7 @@ class Generation:
         self._began = began
         self._first: GenerationEvent | None = None
         self._saw_text = False
+        self._finished = 0
         self._ended = False
 
     def __aiter__(self) -> Generation:
@@ -76,18 +111,20 @@ class Generation:
             self._metrics.generation_ended("cancelled", 0, 0, 0.0)
         self._stream.cancel()
 
-    async def whole(self) -> tuple[str, Finished]:
-        """All the text and the end; raises the error of a Failed."""
-        parts: list[str] = []
+    async def whole(self) -> list[Choice]:
+        """Every choice with all its text and its end; raises the error of a Failed."""
+        choices = [Choice() for _ in range(self.choices)]
         async for event in self:
             match event:
                 case Token():
-                    parts.append(event.text)
+                    choice = choices[event.choice]
+                    choice.parts.append(event.text)
+                    choice.logprobs.extend(event.logprobs)
                 case Finished():
-                    return "".join(parts), event
+                    choices[event.choice].finished = event
                 case Failed():
                     raise error_from_event(event)
-        raise InternalError("The generation ended without its last event; try again.")
+        return choices
 
     async def _next(self) -> GenerationEvent:
         try:
@@ -103,46 +140,88 @@ class Generation:
         return Failed(error.code, error.message, error.param, error.retry_after_seconds)
 
     def _end(self, event: Finished | Failed) -> None:
-        self._ended = True
-        if isinstance(event, Finished):
-            usage = event.usage
-            self._metrics.generation_ended(
-                event.reason.value, usage.prompt_tokens, usage.completion_tokens, event.timings.generation_seconds
-            )
-        else:
+        if isinstance(event, Failed):
+            self._ended = True
             self._metrics.generation_ended(event.code, 0, 0, 0.0)
+            return
+        usage = event.usage
+        # All choices were drawn from one prompt.
+        prompt_tokens = 0 if self._finished else usage.prompt_tokens
+        self._finished += 1
+        self._ended = self._finished == self.choices
+        self._metrics.generation_ended(
+            event.reason.value, prompt_tokens, usage.completion_tokens, event.timings.generation_seconds
+        )
 
 
-async def begin(services: Services, variant: Variant, request: GenerationRequest, receive: Receive) -> Generation:
-    """Submit a request and wait for its first event.
+async def begin(
+    services: Services, variant: Variant, asked: GenerationRequest, request: Request, *, grammar_field: str
+) -> Generation:
+    """Submit what is asked in the name of whoever sent `request`, and wait for its first event.
 
-    Raises its error if it fails before any text, and ClientGone if the client does not wait that long.
+    `grammar_field` is the field that a grammar came in, to be named when it is refused.
+
+    Raises its error if it fails before any text, ModelNotFound for its draft, and ClientGone if the client does not
+    wait that long.
     """
     began = time.monotonic()
+    sender = caller(request.scope)
+    asked = replace(asked, draft=await _draft_name(services, asked.draft), cache_salt=sender.salt, client=sender.name)
 
     async def submit() -> Generation:
-        stream = await services.pool.submit(variant, request)
-        generation = Generation(variant, stream, services.metrics, began)
+        stream = await services.pool.submit(variant, asked)
+        generation = Generation(variant, stream, services.metrics, choices=asked.choices, began=began)
         try:
             await generation.open()
-        except BaseException:
+        except BaseException as error:
             generation.cancel()
+            if isinstance(error, InvalidGrammar):
+                error.param = grammar_field
             raise
         return generation
 
-    return await unless_gone(receive, submit())
+    return await unless_gone(request.receive, submit())
 
 
 async def whole(
-    services: Services, variant: Variant, request: GenerationRequest, receive: Receive
-) -> tuple[Generation, str, Finished]:
-    """Run a request to its end: the generation, its text and its last event. Raises as `begin`."""
-    generation = await begin(services, variant, request, receive)
+    services: Services, variant: Variant, asked: GenerationRequest, request: Request, *, grammar_field: str
+) -> tuple[Generation, list[Choice]]:
+    """Run a request to its end: the generation and its choices. Raises as `begin`."""
+    generation = await begin(services, variant, asked, request, grammar_field=grammar_field)
     try:
-        text, finished = await unless_gone(receive, generation.whole())
+        choices = await unless_gone(request.receive, generation.whole())
     finally:
         generation.cancel()
-    return generation, text, finished
+    return generation, choices
+
+
+def total(ends: Sequence[Finished]) -> tuple[Usage, Timings]:
+    """What all choices of a request took together: their prompt is one, and they are written side by side."""
+    usages, timings = [end.usage for end in ends], [end.timings for end in ends]
+    usage = Usage(
+        prompt_tokens=usages[0].prompt_tokens,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        # Choices after the first may find the prompt in the cache because the first has left it there.
+        cached_tokens=min(usage.cached_tokens for usage in usages),
+        draft_tokens=sum(usage.draft_tokens for usage in usages),
+        accepted_tokens=sum(usage.accepted_tokens for usage in usages),
+    )
+    return usage, Timings(
+        queue_seconds=max(timing.queue_seconds for timing in timings),
+        load_seconds=max(timing.load_seconds for timing in timings),
+        prompt_seconds=max(timing.prompt_seconds for timing in timings),
+        generation_seconds=max(timing.generation_seconds for timing in timings),
+    )
+
+
+async def _draft_name(services: Services, name: str | None) -> str | None:
+    if name is None:
+        return None
+    try:
+        return (await services.servable(name)).name
+    except QuantryError as error:
+        error.param = "draft"
+        raise
 
 
 def new_id(prefix: str) -> str:

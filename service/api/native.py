@@ -8,22 +8,24 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.api import generation
+from service.api import generation, logprobs
 from service.api.catalogue import plan_shape
 from service.api.catalogue_shapes import JobShape, PlanShape, QuantizeBody
 from service.api.documents import EVENT_STREAM, errors
-from service.api.generate_shapes import GenerateBody, GenerationShape, TimingsShape, UsageShape
-from service.api.generation import VARIANT_HEADER, Generation
+from service.api.generate_shapes import ChoicesShape, GenerateBody, GenerationShape, TimingsShape, UsageShape
+from service.api.generation import VARIANT_HEADER, Choice, Generation
 from service.api.jobs import accepted
-from service.api.responses import Dialect, error_body, error_from_event, json_response
+from service.api.responses import Dialect, error_from_event, json_response
 from service.api.services import Services, Use
-from service.api.shapes import Listing
-from service.api.streams import EventStream, sse
+from service.api.shapes import JSON_OBJECT, Listing, schema_grammar
+from service.api.streams import EventStream, encode, error_event, sse
 from service.domain.catalog import LevelPlan, Variant
 from service.domain.generation import (
     Failed,
     Finished,
     GenerationRequest,
+    Grammar,
+    GrammarKind,
     Message,
     SamplingParams,
     Timings,
@@ -39,7 +41,7 @@ router = APIRouter(prefix="/v1", tags=["native"])
 @router.post(
     "/generate",
     summary="Generate text with one variant",
-    response_model=GenerationShape,
+    response_model=GenerationShape | ChoicesShape,
     responses={
         200: {"description": "The text; with `stream`, its events.", "content": EVENT_STREAM},
         **errors(404, 409, 429, 503, 504, body=True),
@@ -48,28 +50,34 @@ router = APIRouter(prefix="/v1", tags=["native"])
 async def generate(body: GenerateBody, request: Request, services: Use) -> Response:
     """One JSON answer, or with `stream` server-sent events: `token` {"text"}, ..., then one `done` or `error`.
 
+    With `n` above 1 the answer has `choices`; in a stream each event has its `index`, and each choice its `done`.
     A client that hangs up cancels its generation.
     """
     variant = await services.servable(body.model)
     asked = generation_request(body)
     headers = {VARIANT_HEADER: variant.name}
     if body.stream:
-        running = await generation.begin(services, variant, asked, request.receive)
+        running = await generation.begin(services, variant, asked, request, grammar_field=body.grammar_field)
         return EventStream(
-            _frames(running),
+            _frames(running, with_logprobs=asked.logprobs is not None),
             close=running.cancel,
             stall_seconds=services.options.stream_stall_seconds,
             headers=headers,
         )
-    running, text, finished = await generation.whole(services, variant, asked, request.receive)
-    answer = {
+    running, choices = await generation.whole(services, variant, asked, request, grammar_field=body.grammar_field)
+    texts = [_text(choice, with_logprobs=asked.logprobs is not None) for choice in choices]
+    answer: dict[str, Any] = {
         "id": generation.new_id("gen-"),
         "object": "generation",
         "model": variant.name,
         "created_at": running.created_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "text": text,
-        **_end(finished),
     }
+    if len(texts) == 1:
+        answer |= texts[0]
+    else:
+        usage, timings = generation.total([choice.end for choice in choices])
+        answer["choices"] = [{"index": index, **text} for index, text in enumerate(texts)]
+        answer |= _figures(usage, timings)
     return json_response(answer, headers=headers)
 
 
@@ -120,19 +128,46 @@ def generation_request(body: GenerateBody) -> GenerationRequest:
             repeat_last_n=body.repeat_last_n,
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
+            dry_multiplier=body.dry_multiplier,
+            dry_base=body.dry_base,
+            dry_allowed_length=body.dry_allowed_length,
+            dry_penalty_last_n=body.dry_penalty_last_n,
+            dry_sequence_breakers=(
+                SamplingParams().dry_sequence_breakers
+                if body.dry_sequence_breakers is None
+                else tuple(body.dry_sequence_breakers)
+            ),
+            xtc_probability=body.xtc_probability,
+            xtc_threshold=body.xtc_threshold,
+            mirostat=body.mirostat,
+            mirostat_tau=body.mirostat_tau,
+            mirostat_eta=body.mirostat_eta,
             seed=None if body.seed == -1 else body.seed,
             logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
         ),
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
         ignore_eos=body.ignore_eos,
         parse_special=body.parse_special,
+        choices=body.n,
+        logprobs=body.logprobs,
+        grammar=_grammar(body),
+        speculate=body.speculate,
+        draft=body.draft,
+        context_length=body.context_length,
+        cache_prompt=body.cache_prompt,
     )
 
 
 def usage_shape(usage: Usage) -> UsageShape:
     """Tokens with their sum."""
-    total = usage.prompt_tokens + usage.completion_tokens
-    return UsageShape(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens, total_tokens=total)
+    return UsageShape(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        draft_tokens=usage.draft_tokens,
+        accepted_tokens=usage.accepted_tokens,
+    )
 
 
 def timings_shape(timings: Timings, usage: Usage) -> TimingsShape:
@@ -142,29 +177,58 @@ def timings_shape(timings: Timings, usage: Usage) -> TimingsShape:
         load_seconds=timings.load_seconds,
         prompt_seconds=timings.prompt_seconds,
         generation_seconds=timings.generation_seconds,
-        prompt_tokens_per_second=_rate(usage.prompt_tokens, timings.prompt_seconds),
+        prompt_tokens_per_second=_rate(usage.prompt_tokens - usage.cached_tokens, timings.prompt_seconds),
         # The clock starts at the first token, so that one is not among those that took the time.
         generation_tokens_per_second=_rate(usage.completion_tokens - 1, timings.generation_seconds),
     )
 
 
-async def _frames(running: Generation) -> AsyncGenerator[bytes, None]:
+async def _frames(running: Generation, *, with_logprobs: bool) -> AsyncGenerator[bytes, None]:
+    # Only a stream of several choices says which one an event belongs to.
+    indices: list[dict[str, Any]] = [{"index": index} for index in range(running.choices)]
+    if running.choices == 1:
+        indices = [{}]
+    # All tokens of a choice are alike but for their text: encode the rest once.
+    before = [sse({**index, "text": ""}, event="token").removesuffix(_AFTER_NO_TEXT) for index in indices]
     async for event in running:
         match event:
             case Token():
-                yield sse({"text": event.text}, event="token")
+                text = encode(event.text)
+                if with_logprobs:
+                    text += b',"logprobs":' + encode(logprobs.entries(event.logprobs))
+                yield b"%s%s}\n\n" % (before[event.choice], text)
             case Finished():
-                yield sse(_end(event), event="done")
+                yield sse({**indices[event.choice], **_end(event)}, event="done")
             case Failed():
-                yield sse(error_body(error_from_event(event), Dialect.NATIVE), event="error")
+                yield error_event(error_from_event(event), Dialect.NATIVE)
+
+
+_AFTER_NO_TEXT = b'""}\n\n'
+
+
+def _grammar(body: GenerateBody) -> Grammar | None:
+    if body.format is not None:
+        return schema_grammar(JSON_OBJECT if body.format == "json" else body.format)
+    return None if body.grammar is None else Grammar(GrammarKind(body.grammar.kind), body.grammar.source)
+
+
+def _text(choice: Choice, *, with_logprobs: bool) -> dict[str, Any]:
+    shown = logprobs.entries(choice.logprobs) if with_logprobs else None
+    return {"text": choice.text, "logprobs": shown, **_end(choice.end)}
 
 
 def _end(finished: Finished) -> dict[str, Any]:
     return {
         "finish_reason": finished.reason.value,
         "stop": finished.stop,
-        "usage": usage_shape(finished.usage).model_dump(),
-        "timings": timings_shape(finished.timings, finished.usage).model_dump(),
+        **_figures(finished.usage, finished.timings),
+    }
+
+
+def _figures(usage: Usage, timings: Timings) -> dict[str, Any]:
+    return {
+        "usage": usage_shape(usage).model_dump(),
+        "timings": timings_shape(timings, usage).model_dump(),
     }
 
 

@@ -3,21 +3,35 @@
 Fields that OpenAI knows and quantry does not are ignored where ignoring them changes nothing that was asked for,
 and refused with `not_supported` where it would: such a field is read, to be refused by name, and the document offers
 only the values that ask for nothing. Known fields with impossible values are refused. Fields of quantry's own
-(top_k, min_p, ...) may be sent along, as clients do through `extra_body`.
+(top_k, min_p, ...) and of llama-server's (grammar, json_schema, ...) may be sent along, as clients do through
+`extra_body`.
 """
 
 from __future__ import annotations
 
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.api.shapes import (
+    JSON_OBJECT,
     WHOLE,
+    Choices,
+    ContextLength,
+    DryAllowedLength,
+    DryBase,
+    DryMultiplier,
+    DryPenaltyLastN,
+    DrySequenceBreakers,
+    GrammarText,
+    JsonSchema,
     LogitBias,
     MaxTokens,
     MinP,
+    Mirostat,
+    MirostatEta,
+    MirostatTau,
     Name,
     Penalty,
     RepeatLastN,
@@ -26,11 +40,17 @@ from service.api.shapes import (
     Stops,
     Temperature,
     TopK,
+    TopLogprobs,
     TopP,
     TypicalP,
+    XtcProbability,
+    XtcThreshold,
+    schema_grammar,
 )
 from service.domain.errors import InvalidParameter, NotSupported
-from service.domain.generation import Message, SamplingParams
+from service.domain.generation import Grammar, GrammarKind, Message, SamplingParams
+
+T = TypeVar("T")
 
 # OpenAI takes any 64-bit integer; the sampler takes 32 bits of it.
 Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1), WHOLE]
@@ -67,8 +87,18 @@ _STREAM: list[Any] = [
     {"properties": {"stream": {"const": True}}, "required": ["stream"]},
 ]
 _TOKEN_LIMIT = ({"max_tokens": _NULL}, {"max_completion_tokens": _NULL})
+_NO_GRAMMAR: dict[str, Any] = {
+    "grammar": _NULL,
+    "json_schema": _NULL,
+    "response_format": {"anyOf": [_NULL, {"properties": {"type": {"const": "text"}}}]},
+}
+_ONE_GRAMMAR = tuple({other: none for other, none in _NO_GRAMMAR.items() if other != field} for field in _NO_GRAMMAR)
 _CHAT: list[Any] = [
-    {**stream, "properties": {**stream["properties"], **limit}} for stream, limit in product(_STREAM, _TOKEN_LIMIT)
+    {**stream, "properties": {**stream["properties"], **limit, **grammar}}
+    for stream, limit, grammar in product(_STREAM, _TOKEN_LIMIT, _ONE_GRAMMAR)
+]
+_COMPLETION: list[Any] = [
+    {**stream, "properties": {**stream["properties"], **grammar}} for stream, grammar in product(_STREAM, _ONE_GRAMMAR)
 ]
 
 
@@ -108,10 +138,32 @@ class ChatMessage(Lenient):
     audio: Annotated[dict[str, Any] | None, _offered()] = None
 
 
-class ResponseFormat(Lenient):
-    """How the text is to be shaped; only plain text is carried out."""
+class NamedSchema(Lenient):
+    """A JSON schema as OpenAI wraps it. It is always kept to, whatever `strict` says."""
 
-    type: Annotated[Literal["text", "json_object", "json_schema"], WithJsonSchema({"const": "text"})]
+    name: str | None = None
+    description: str | None = None
+    json_schema: Annotated[JsonSchema, Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Lenient):
+    """What the text must look like: plain text, any JSON object, or JSON that fits a schema."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"type": {"enum": ["text", "json_object"]}}},
+                {
+                    "properties": {"type": {"const": "json_schema"}, "json_schema": {"type": "object"}},
+                    "required": ["json_schema"],
+                },
+            ]
+        }
+    )
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
 
 
 class Common(Lenient):
@@ -121,7 +173,7 @@ class Common(Lenient):
     max_tokens: MaxTokens | None = None
     temperature: Annotated[Temperature, Field(le=2)] | None = None
     top_p: TopP | None = None
-    n: Annotated[Annotated[int, Field(ge=1, le=128), WHOLE] | None, _offered({"type": "integer", "enum": [1]})] = None
+    n: Choices | None = None
     seed: Seed | None = None
     stop: Stop | Stops | None = None
     stream: bool | None = None
@@ -129,6 +181,11 @@ class Common(Lenient):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: LogitBias | None = None
+    response_format: ResponseFormat | None = None
+    # llama-server's
+    grammar: Annotated[GrammarText, Field(description="llama.cpp's GBNF.")] | None = None
+    json_schema: JsonSchema | None = None
+    cache_prompt: bool | None = None
     # quantry's own
     top_k: TopK | None = None
     min_p: MinP | None = None
@@ -136,6 +193,19 @@ class Common(Lenient):
     repeat_penalty: RepeatPenalty | None = None
     repeat_last_n: RepeatLastN | None = None
     ignore_eos: bool | None = None
+    dry_multiplier: DryMultiplier | None = None
+    dry_base: DryBase | None = None
+    dry_allowed_length: DryAllowedLength | None = None
+    dry_penalty_last_n: DryPenaltyLastN | None = None
+    dry_sequence_breakers: DrySequenceBreakers | None = None
+    xtc_probability: XtcProbability | None = None
+    xtc_threshold: XtcThreshold | None = None
+    mirostat: Mirostat | None = None
+    mirostat_tau: MirostatTau | None = None
+    mirostat_eta: MirostatEta | None = None
+    speculate: bool | None = None
+    draft: Name | None = None
+    context_length: ContextLength | None = None
 
     @property
     def sampling(self) -> SamplingParams:
@@ -144,13 +214,23 @@ class Common(Lenient):
         return SamplingParams(
             temperature=_given(self.temperature, DEFAULT_TEMPERATURE),
             top_p=_given(self.top_p, DEFAULT_TOP_P),
-            top_k=self.top_k if self.top_k is not None else ours.top_k,
+            top_k=_given(self.top_k, ours.top_k),
             min_p=_given(self.min_p, ours.min_p),
             typical_p=_given(self.typical_p, ours.typical_p),
             repeat_penalty=_given(self.repeat_penalty, ours.repeat_penalty),
-            repeat_last_n=self.repeat_last_n if self.repeat_last_n is not None else ours.repeat_last_n,
+            repeat_last_n=_given(self.repeat_last_n, ours.repeat_last_n),
             presence_penalty=_given(self.presence_penalty, 0.0),
             frequency_penalty=_given(self.frequency_penalty, 0.0),
+            dry_multiplier=_given(self.dry_multiplier, ours.dry_multiplier),
+            dry_base=_given(self.dry_base, ours.dry_base),
+            dry_allowed_length=_given(self.dry_allowed_length, ours.dry_allowed_length),
+            dry_penalty_last_n=_given(self.dry_penalty_last_n, ours.dry_penalty_last_n),
+            dry_sequence_breakers=tuple(_given(self.dry_sequence_breakers, [*ours.dry_sequence_breakers])),
+            xtc_probability=_given(self.xtc_probability, ours.xtc_probability),
+            xtc_threshold=_given(self.xtc_threshold, ours.xtc_threshold),
+            mirostat=_given(self.mirostat, ours.mirostat),
+            mirostat_tau=_given(self.mirostat_tau, ours.mirostat_tau),
+            mirostat_eta=_given(self.mirostat_eta, ours.mirostat_eta),
             seed=None if self.seed is None else self.seed & _SEED_MASK,
             logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
         )
@@ -163,16 +243,47 @@ class Common(Lenient):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def constraint(self) -> Grammar | None:
+        """What the text must look like, said in one of three ways; see `check_common`."""
+        if self.grammar is not None:
+            return Grammar(GrammarKind.GBNF, self.grammar)
+        if self.json_schema is not None:
+            return schema_grammar(self.json_schema)
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        return schema_grammar(wanted.json_schema.json_schema if wanted.json_schema else JSON_OBJECT)
+
+    @property
+    def grammar_field(self) -> str:
+        """The field that says what the text must look like."""
+        if self.grammar is not None:
+            return "grammar"
+        return "response_format" if self.json_schema is None else "json_schema"
+
+    @property
     def include_usage(self) -> bool:
         """Whether the stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def check_common(self) -> None:
         """Raise NotSupported or InvalidParameter for what these fields ask for together."""
-        if self.n is not None and self.n > 1:
-            raise NotSupported("Only one choice is made for a request; send n=1, and more requests.", param="n")
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter("stream_options is for streams only; set stream to true.", param="stream_options")
+        wanted = self.response_format
+        if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
+            param = "response_format.json_schema"
+            raise InvalidParameter(f"{param} is missing; send the schema, or the type json_object.", param=param)
+        asked = {
+            "grammar": self.grammar is not None,
+            "json_schema": self.json_schema is not None,
+            "response_format": wanted is not None and wanted.type != "text",
+        }
+        sent = [field for field, given in asked.items() if given]
+        if len(sent) > 1:
+            raise InvalidParameter(
+                f"{' and '.join(sent)} both say what the text must look like; send one of them.", param=sent[0]
+            )
 
 
 class ChatBody(Common):
@@ -189,14 +300,11 @@ class ChatBody(Common):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
-    logprobs: Annotated[bool | None, _offered({"const": False})] = None
-    top_logprobs: Annotated[
-        Annotated[int, Field(ge=0, le=20), WHOLE] | None, _offered({"type": "integer", "enum": [0]})
-    ] = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
     tools: Annotated[list[Any] | None, _offered(_NO_ITEMS)] = None
     tool_choice: Annotated[str | dict[str, Any] | None, _offered({"enum": ["none", "auto"]})] = None
     functions: Annotated[list[Any] | None, _offered(_NO_ITEMS)] = None
-    response_format: ResponseFormat | None = None
     modalities: Annotated[list[str] | None, _offered({"type": "array", "items": {"const": "text"}})] = None
     audio: Annotated[dict[str, Any] | None, _offered()] = None
 
@@ -204,6 +312,12 @@ class ChatBody(Common):
     def token_limit(self) -> int | None:
         """Most tokens to generate; None until the context is full."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many likely tokens to report beside each drawn one; None for no report. `top_logprobs` alone will do."""
+        wanted = bool(self.top_logprobs) if self.logprobs is None else self.logprobs
+        return self.top_logprobs or 0 if wanted else None
 
     def check(self) -> None:
         """Raise NotSupported or InvalidParameter for what this request asks for and does not get."""
@@ -216,9 +330,6 @@ class ChatBody(Common):
             "tools": bool(self.tools),
             "tool_choice": self.tool_choice not in (None, "none", "auto"),
             "functions": bool(self.functions),
-            "logprobs": bool(self.logprobs),
-            "top_logprobs": bool(self.top_logprobs),
-            "response_format": self.response_format is not None and self.response_format.type != "text",
             "modalities": any(kind != "text" for kind in self.modalities or ()),
             "audio": self.audio is not None,
         }
@@ -235,7 +346,7 @@ class CompletionBody(Common):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"model": "gloss:Q4_K_M", "prompt": "The word", "max_tokens": 32}],
-            "anyOf": _STREAM,
+            "anyOf": _COMPLETION,
         }
     )
 
@@ -256,18 +367,21 @@ class CompletionBody(Common):
     best_of: Annotated[
         Annotated[int, Field(ge=1, le=128), WHOLE] | None, _offered({"type": "integer", "enum": [1]})
     ] = None
-    logprobs: Annotated[Annotated[int, Field(ge=0, le=5), WHOLE] | None, _offered()] = None
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many likely tokens to report beside each drawn one; None for no report."""
+        return self.logprobs
 
     def check(self) -> None:
         """Raise NotSupported or InvalidParameter for what this request asks for and does not get."""
         self.check_common()
-        asked = {
-            "suffix": bool(self.suffix),
-            "echo": bool(self.echo),
-            "best_of": self.best_of is not None and self.best_of > 1,
-            "logprobs": self.logprobs is not None,
-        }
-        _refuse(asked)
+        if self.best_of is not None and self.best_of > (self.n or 1):
+            raise NotSupported(
+                "Texts are not made to be thrown away here; send the number as n and choose.", param="best_of"
+            )
+        _refuse({"suffix": bool(self.suffix), "echo": bool(self.echo)})
 
     @property
     def text(self) -> str:
@@ -279,7 +393,7 @@ class CompletionBody(Common):
         raise NotSupported("The prompt must be one string; send several requests for several prompts.", param="prompt")
 
 
-def _given(value: float | None, default: float) -> float:
+def _given(value: T | None, default: T) -> T:
     return default if value is None else value
 
 

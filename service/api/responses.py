@@ -81,7 +81,7 @@ _OPENAI_CODES = {"queue_full": "rate_limit_exceeded", "busy": "rate_limit_exceed
 
 def dialect_of(path: str) -> Dialect:
     """The dialect that owns a path."""
-    return Dialect.OPENAI if path.startswith(("/v1/chat/", "/v1/completions")) else Dialect.NATIVE
+    return Dialect.OPENAI if path.startswith(("/v1/chat/", "/v1/completions", "/v1/embeddings")) else Dialect.NATIVE
 
 
 def status_of(kind: type[QuantryError]) -> int:

@@ -59,7 +59,7 @@ class Services:
 
     async def find(self, name: str) -> Variant:
         """The variant that `name` reaches; ModelNotFound or InvalidName with `param` "model"."""
-        return await _resolved(self.catalog.resolve, name)
+        return self.catalog.remembered(name) or await _resolved(self.catalog.resolve, name)
 
     async def find_source(self, name: str) -> Variant:
         """As `find`, but a bare name means the variant to quantize from: the one that has lost least."""
@@ -84,7 +84,7 @@ async def _resolved(resolve: Callable[[str], Variant], name: str) -> Variant:
         raise
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # no coroutine would be run on a thread
     return cast("Services", request.app.state.services)
 
 

@@ -6,17 +6,27 @@ number that reaches llama.cpp has passed one of these limits.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from service.domain.generation import Grammar, GrammarKind
 from service.domain.quants import ALIASES, QUANTIZATIONS
 
 MAX_TOKENS = 1 << 20
 MAX_SEED = (1 << 32) - 1
 MAX_STOPS = 16
 MAX_BIASES = 1024
+MAX_CHOICES = 16
+MAX_LOGPROBS = 20
+# Each costs one walk through the model's vocabulary; llama.cpp looks at no more than 40 bytes of one.
+MAX_BREAKERS = 8
+MAX_BREAKER_LENGTH = 40
+# Longer grammars and schemas keep a worker busy for longer than they can be meant to.
+MAX_GRAMMAR_BYTES = 16 << 10
+MAX_SCHEMA_BYTES = 64 << 10
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 # For the document only: `names.parse_ref` checks names, and says which part is wrong.
@@ -84,6 +94,61 @@ RepeatLastN = Annotated[
 ]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
+DryMultiplier = Annotated[float, Field(ge=0, le=100, description="What a repetition costs at least; 0: no DRY.")]
+DryBase = Annotated[float, Field(ge=1, le=10, description="How the cost grows with each token of a repetition.")]
+DryAllowedLength = Annotated[
+    int, Field(ge=1, le=MAX_TOKENS, description="Tokens that may be repeated for nothing."), WHOLE
+]
+DryPenaltyLastN = Annotated[
+    int, Field(ge=-1, le=MAX_TOKENS, description="Tokens that DRY looks at; 0: none, -1: the context."), WHOLE
+]
+DrySequenceBreakers = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=MAX_BREAKER_LENGTH)]],
+    Field(max_length=MAX_BREAKERS, description="Repetitions are not counted across these."),
+]
+XtcProbability = Annotated[float, Field(ge=0, le=1, description="How often the likeliest tokens go; 0: never.")]
+XtcThreshold = Annotated[
+    float, Field(ge=0, le=1, description="Tokens from this probability on go, but the last of them.")
+]
+Mirostat = Annotated[int, Field(ge=0, le=2, description="Version 1 or 2; 0: off."), WHOLE]
+MirostatTau = Annotated[float, Field(ge=0, le=100, description="The surprise aimed at, in bits.")]
+MirostatEta = Annotated[float, Field(ge=0, le=1, description="How fast it is aimed at.")]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES, description="Texts to draw from the one prompt."), WHOLE]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
+ContextLength = Annotated[
+    int, Field(ge=1, le=MAX_TOKENS, description="Tokens of context asked for; without it the server's."), WHOLE
+]
+
+
+def bounded_text(text: str, limit_bytes: int) -> str:
+    """The text; ValueError when it is too large in UTF-8."""
+    if len(text.encode()) > limit_bytes:
+        raise ValueError(f"at most {limit_bytes} bytes are taken")
+    return text
+
+
+GrammarText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_GRAMMAR_BYTES),
+    AfterValidator(lambda text: bounded_text(text, MAX_GRAMMAR_BYTES)),
+]
+
+# "JSON mode" of OpenAI and Ollama: an object with whatever members.
+JSON_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def schema_grammar(schema: dict[str, Any]) -> Grammar:
+    """A JSON schema as the worker gets it; properties keep their order, which is that of the text to come."""
+    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
+
+
+def bounded_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema; ValueError when it is too large."""
+    bounded_text(schema_grammar(schema).source, MAX_SCHEMA_BYTES)
+    return schema
+
+
+JsonSchema = Annotated[dict[str, Any], AfterValidator(bounded_schema), Field(description="A JSON schema.")]
 
 
 class Strict(BaseModel):

@@ -15,7 +15,9 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.domain.errors import SlowReader
+from service.api.connections import cutter
+from service.api.responses import Dialect, dialect_of, error_body
+from service.domain.errors import QuantryError, SlowReader
 
 T = TypeVar("T")
 
@@ -89,28 +91,67 @@ class EventStream(Response):
         self._frames = frames
         self._close = close
         self._stall_seconds = stall_seconds
+        self._sending_since: float | None = None  # by the loop's clock; None while there is nothing to send
+        self._all_sent = False
+        self._stalled = False
+        self._timer: asyncio.TimerHandle | None = None
         # Proxies must pass events on as they come.
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send every frame; raises ClientGone when the client leaves, SlowReader when it stops reading."""
+        """Send every frame; raises ClientGone when the client leaves, SlowReader when it stops reading.
+
+        A slow reader's stream ends with an error event first, unless all its frames were sent.
+        """
         try:
             await unless_gone(receive, self._pump(send))
+        except SlowReader as error:
+            self._close()
+            cut = cutter(scope)
+            if cut is not None:
+                cut(b"" if self._all_sent else error_event(error, dialect_of(scope["path"])))
+            raise
         finally:
             self._close()
 
     async def _pump(self, send: Send) -> None:
-        await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async with aclosing(self._frames):
-            async for frame in self._frames:
-                await self._send(send, {"type": "http.response.body", "body": frame, "more_body": True})
-        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send(self, send: Send, message: dict[str, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._sending_since = loop.time()
+        self._watch(loop, task)
         try:
-            async with asyncio.timeout(self._stall_seconds):
-                await send(message)
-        except TimeoutError:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self._sending_since = None
+            async with aclosing(self._frames):
+                async for frame in self._frames:
+                    self._sending_since = loop.time()
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+                    self._sending_since = None
+            self._all_sent = True
+            self._sending_since = loop.time()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except asyncio.CancelledError:
+            if not self._stalled:
+                raise
             raise SlowReader(
                 f"The stream was not read for {self._stall_seconds:g} seconds and was cut off; read it as it comes."
             ) from None
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+        """Look again when the frame on its way will have taken too long: one timer a stream, and none a frame."""
+        now = loop.time()
+        due = (now if self._sending_since is None else self._sending_since) + self._stall_seconds
+        if due <= now:
+            self._stalled = True
+            task.cancel()
+        else:
+            self._timer = loop.call_at(due, self._watch, loop, task)
+
+
+def error_event(error: QuantryError, dialect: Dialect) -> bytes:
+    """The event that ends a stream badly, as the dialect writes it."""
+    return sse(error_body(error, dialect), event=None if dialect is Dialect.OPENAI else "error")

@@ -95,11 +95,14 @@ def pace(ending: Ending) -> str:
     """Counts and rates of an answer, as one line."""
     usage, timings = ending.usage, ending.timings
     rate = timings.generation_tokens_per_second
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     parts = [
-        f"{usage.prompt_tokens} prompt tokens in {figures.duration(timings.prompt_seconds)}",
+        f"{usage.prompt_tokens} prompt tokens{cached} in {figures.duration(timings.prompt_seconds)}",
         f"{usage.completion_tokens} tokens in {figures.duration(timings.generation_seconds)}"
         + (f" ({rate:.1f}/s)" if rate else ""),
     ]
+    if usage.draft_tokens:
+        parts.append(f"{usage.accepted_tokens} of {usage.draft_tokens} guesses right")
     if timings.load_seconds:
         parts.append(f"loaded in {figures.duration(timings.load_seconds)}")
     return ", ".join([*parts, f"ended by {ending.finish_reason}"])

@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -50,6 +51,21 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be given again.", rich_help_panel=_PANEL)
     ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="json|FILE",
+            help="Answer in JSON, or in JSON that fits the schema in a file.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="A smaller variant that guesses ahead.", rich_help_panel=_PANEL)
+    ] = None,
+    context_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of context to ask for.", rich_help_panel=_PANEL)
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say how fast it was.", rich_help_panel=_PANEL)
     ] = False,
@@ -57,6 +73,7 @@ def run(
     """Ask a model: one answer for a PROMPT or for piped text, else a chat in the terminal."""
     knobs: dict[str, Any] = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "seed": seed,
+        "context_length": context_length,
     }  # fmt: skip
     conversation = Conversation(
         model=name,
@@ -64,6 +81,8 @@ def run(
         raw=raw,
         knobs={knob: value for knob, value in knobs.items() if value is not None},
         stop=stop or [],
+        format=None if format_ is None else wanted_format(format_),
+        draft=draft,
     )
     text = "\n\n".join(part for part in (prompt, piped_text()) if part)
     with session.client() as client:
@@ -78,6 +97,24 @@ def run(
                 remedy=f'quantry run {name} "a question", or pipe text in',
                 exit_code=ExitCode.USAGE,
             )
+
+
+def wanted_format(text: str) -> str | dict[str, Any]:
+    """What --format asks for: "json", or the JSON schema in a file. CommandFailed where there is none."""
+    if text == "json":
+        return text
+    try:
+        found = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if isinstance(found, dict):
+        return found
+    raise CommandFailed(
+        "usage",
+        f"{text} is no file with a JSON schema.",
+        remedy="name a file that holds one JSON object, or write --format json",
+        exit_code=ExitCode.USAGE,
+    )
 
 
 def piped_text() -> str:

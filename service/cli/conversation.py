@@ -18,6 +18,16 @@ KNOBS: dict[str, Callable[[str], int | float]] = {
     "repeat_last_n": int,
     "presence_penalty": float,
     "frequency_penalty": float,
+    "dry_multiplier": float,
+    "dry_base": float,
+    "dry_allowed_length": int,
+    "dry_penalty_last_n": int,
+    "xtc_probability": float,
+    "xtc_threshold": float,
+    "mirostat": int,
+    "mirostat_tau": float,
+    "mirostat_eta": float,
+    "context_length": int,
     "seed": int,
     "max_tokens": int,
 }
@@ -80,13 +90,18 @@ def read_line(line: str) -> Line:
 
 @dataclass(slots=True)
 class Conversation:
-    """The turns so far and how to answer. `raw` sends text without the model's chat template."""
+    """The turns so far and how to answer.
+
+    `raw` sends text without the model's chat template; `format` and `draft` are fields of POST /v1/generate.
+    """
 
     model: str
     system: str | None = None
     raw: bool = False
     knobs: dict[str, int | float] = field(default_factory=dict)
     stop: list[str] = field(default_factory=list)
+    format: str | dict[str, Any] | None = None
+    draft: str | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str) -> dict[str, Any]:
@@ -94,6 +109,10 @@ class Conversation:
         body: dict[str, Any] = {"model": self.model, "stream": True, **self.knobs}
         if self.stop:
             body["stop"] = self.stop
+        if self.format is not None:
+            body["format"] = self.format
+        if self.draft is not None:
+            body["draft"] = self.draft
         if self.raw:
             return body | {"prompt": text}
         first = [{"role": "system", "content": self.system}] if self.system else []

@@ -85,13 +85,19 @@ def workers(rows: Sequence[WorkerShape]) -> Table:
             row.name,
             _status(row.state),
             row.rung,
-            f"{row.context_length} x {row.parallel}",
+            f"{row.context_length} x {row.parallel}{_cache(row)}",
             figures.size(row.memory_bytes),
             str(row.active_requests),
             str(row.queued_requests),
             figures.moment(row.expires_at)[11:] if row.expires_at else "-",
         )
     return table
+
+
+def _cache(row: WorkerShape) -> str:
+    """The cache's types where they are not the usual ones."""
+    types = (row.cache_type_k, row.cache_type_v)
+    return "" if types == ("f16", "f16") else " " + "/".join(dict.fromkeys(types))
 
 
 def jobs(rows: Sequence[JobShape]) -> Table:

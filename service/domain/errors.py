@@ -3,7 +3,7 @@
     QuantryError
     ├── InternalError             our own mistake
     ├── InvalidRequest            the caller can mend the request
-    │   ├── MalformedBody, InvalidParameter, InvalidName, UnknownQuantization
+    │   ├── MalformedBody, InvalidParameter (InvalidGrammar), InvalidName, UnknownQuantization
     │   ├── PromptTooLong, NoChatTemplate, TemplateFailed, NotSupported
     │   └── LossySource, ImportanceMatrixRequired, QuantizationNotApplicable, LabelMismatch
     ├── Unauthorized, Forbidden
@@ -69,6 +69,12 @@ class InvalidParameter(InvalidRequest):
     """A field is unknown, missing, of the wrong type or out of its range."""
 
     code = "invalid_parameter"
+
+
+class InvalidGrammar(InvalidParameter):
+    """A grammar or schema that cannot be read, is not supported or costs too much."""
+
+    code = "invalid_grammar"
 
 
 class InvalidName(InvalidRequest):

@@ -189,24 +189,15 @@ class Failed:
 GenerationEvent = Token | Finished | Failed
 
 
-class Pooling(StrEnum):
-    """How a model's outputs for all tokens become one vector."""
-
-    MODEL = "model"  # as the file says; last token where it says nothing
-    MEAN = "mean"
-    CLS = "cls"
-    LAST = "last"
-
-
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Texts to turn into vectors.
+    """Texts, or their token ids, to turn into vectors.
 
     `dimensions` keeps that many of the first numbers of each, then `normalize` scales it to length 1. A text longer
-    than the context is cut with `truncate`, else refused.
+    than the context is cut with `truncate`, else refused. Token ids are taken as they are: none is added.
     """
 
-    inputs: tuple[str, ...]
+    inputs: tuple[str | tuple[int, ...], ...]
     normalize: bool = True
     dimensions: int | None = None
     truncate: bool = True

@@ -1,15 +1,71 @@
-"""How much memory a variant takes when it is served: weights, key-value cache, compute buffers. Pure arithmetic."""
+"""How much memory a variant takes when it is served: weights, key-value cache, compute buffers. Pure arithmetic.
+
+The figures are resident memory of a worker whose cache is full (docs/measurements.md): llama.cpp reserves more than it
+touches, and pages that nobody has touched take no memory.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from service.domain.catalog import FileFacts, ModelShape
 
 _F16_BYTES = 2
 _F32_BYTES = 4
-_MICRO_BATCH_TOKENS = 512  # llama.cpp computes at most this many tokens at once (n_ubatch)
-_RUNTIME_BYTES = 56 * 1024 * 1024  # interpreter, numpy and llama.cpp's own tables in a worker, measured
+MICRO_BATCH_TOKENS = 512  # llama.cpp computes at most this many tokens at once (n_ubatch)
+_CELL_STEP = 256  # llama.cpp rounds the cells of a context up to a multiple of this
+CACHE_BLOCK = 32  # values in a block of Q8_0 and Q4_0: a head must be a multiple of it
+_CONTEXT_STEP = 256
+_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
+_DRAFT_ROWS = 8  # guesses of a step, together; up to 64 where a text repeats itself much
+
+# What a worker takes beside the model: the interpreter with numpy, jinja2 and libllama's code (47 MiB after the
+# imports), tables and threads of llama.cpp, allocator and buffers of the channel. Measured as what is left of the
+# resident set of tests/integration/workers/test_memory.py. A new import in the worker moves it.
+RUNTIME_BYTES = 59 << 20
+# Texts, scores and hash tables of llama.cpp's vocabulary: 150 bytes a token without merges, 340 with them.
+_VOCABULARY_ENTRY_BYTES = 220
+
+
+class CacheType(StrEnum):
+    """How keys or values are stored."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
+
+class CacheChoice(StrEnum):
+    """How somebody wants keys or values stored."""
+
+    AUTO = "auto"  # the first of CacheType that fits
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
+    @property
+    def type(self) -> CacheType | None:
+        """The type that was chosen; None leaves it open."""
+        return None if self is CacheChoice.AUTO else CacheType(self.value)
+
+
+# Bytes of a block of 32 values: a scale in F16, and 8 or 4 bits each.
+_BLOCK_BYTES = {CacheType.F16: _F16_BYTES * CACHE_BLOCK, CacheType.Q8_0: 34, CacheType.Q4_0: 18}
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """How a worker sets up its context, beside how many tokens that holds."""
+
+    batch_tokens: int = MICRO_BATCH_TOKENS
+    cache_type_k: CacheType = CacheType.F16
+    cache_type_v: CacheType = CacheType.F16
+    flash_attention: bool = True
+
+
+_DEFAULT = ContextOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +75,7 @@ class MemoryNeed:
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
-    runtime_bytes: int = _RUNTIME_BYTES
+    runtime_bytes: int = RUNTIME_BYTES
 
     @property
     def total_bytes(self) -> int:
@@ -27,39 +83,85 @@ class MemoryNeed:
         return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes + self.runtime_bytes
 
 
-def kv_cache_bytes(shape: ModelShape, cells: int) -> int:
-    """Keys and values in F16 for `cells` tokens: layers x kv heads x (key + value length) x 2 bytes each."""
-    return cells * shape.layers * shape.kv_heads * (shape.key_length + shape.value_length) * _F16_BYTES
+def kv_cache_bytes(
+    shape: ModelShape, cells: int, cache_type_k: CacheType = CacheType.F16, cache_type_v: CacheType = CacheType.F16
+) -> int:
+    """Keys and values for `cells` tokens: layers x kv heads x (key length + value length), each in its type.
 
-
-def compute_bytes(shape: ModelShape, cells: int) -> int:
-    """Activations of one micro-batch, after llama.cpp's graph allocator (it reuses buffers across layers).
-
-    The largest live set is either the feed-forward pair with the residual stream, or the logits; the attention mask
-    takes cells x micro-batch in F16 or F32.
+    llama_kv_cache zeroes them when it is made, so they are resident from the start.
     """
-    feed_forward = _MICRO_BATCH_TOKENS * (2 * shape.feed_forward + 3 * shape.embedding) * _F32_BYTES
-    logits = _MICRO_BATCH_TOKENS * (shape.vocabulary + shape.embedding) * _F32_BYTES
-    mask = _MICRO_BATCH_TOKENS * cells * _F32_BYTES
-    return max(feed_forward, logits) + mask
+    heads = shape.layers * shape.kv_heads
+    key = heads * shape.key_length * _BLOCK_BYTES[cache_type_k]
+    value = heads * shape.value_length * _BLOCK_BYTES[cache_type_v]
+    return _padded(cells) * (key + value) // CACHE_BLOCK
 
 
-def memory_need(facts: FileFacts, cells: int) -> MemoryNeed:
-    """What serving a file with `cells` tokens of key-value cache takes."""
+def compute_bytes(shape: ModelShape, cells: int, parallel: int = 1, options: ContextOptions = _DEFAULT) -> int:
+    """What the computation of one micro-batch touches: ggml-alloc's layout of the graph, work buffer, logits.
+
+    At the widest place of a layer, three tensors of the feed-forward width live (up, gate, their product) beside four
+    of the embedding's; with a narrow feed-forward it is the attention's five. The mask has a row of cells for each
+    token. Without flash attention the scores of all heads are there as well, and once more in F16 as operand. A
+    row of logits is in the graph for each sample and each guess; the output buffer has one for every sequence id, and
+    llama.cpp zeroes it (llama_context::output_reserve), so that all of them are touched.
+    """
+    tokens = min(options.batch_tokens, MICRO_BATCH_TOKENS, _padded(cells))
+    cells = _padded(cells)
+    attention = shape.heads * (shape.key_length + shape.value_length) // 2
+    feed_forward = 3 * shape.feed_forward + 4 * shape.embedding
+    layer = max(feed_forward, 3 * shape.embedding + 2 * attention)
+    operand = max(shape.feed_forward, shape.embedding, attention) * _F16_BYTES  # converted for the matrix product
+    if options.flash_attention:
+        mask, scores = _F16_BYTES * cells, 0
+    else:
+        mask, scores = _F32_BYTES * cells, shape.heads * cells * (_F32_BYTES + _F16_BYTES)
+    logits = shape.vocabulary * _F32_BYTES * (parallel + _DRAFT_ROWS + sequence_ids(parallel))
+    return tokens * (layer * _F32_BYTES + operand + mask + scores) + logits
+
+
+def memory_need(facts: FileFacts, cells: int, parallel: int = 1, options: ContextOptions = _DEFAULT) -> MemoryNeed:
+    """What serving a file with `cells` tokens of key-value cache and `parallel` requests takes.
+
+    Weights count once: mapped or repacked, and the worker gives back what it has mapped and does not use.
+    """
     return MemoryNeed(
         weights_bytes=facts.tensor_bytes,
-        kv_cache_bytes=kv_cache_bytes(facts.shape, cells),
-        compute_bytes=compute_bytes(facts.shape, cells),
+        kv_cache_bytes=kv_cache_bytes(facts.shape, cells, options.cache_type_k, options.cache_type_v),
+        compute_bytes=compute_bytes(facts.shape, cells, parallel, options),
+        runtime_bytes=RUNTIME_BYTES + facts.shape.vocabulary * _VOCABULARY_ENTRY_BYTES,
     )
+
+
+def sequence_ids(parallel: int) -> int:
+    """How many sequences llama.cpp is told of, so that others stay in the cache beside the running ones."""
+    return min(_MAX_SEQUENCES, 3 * parallel + 16)
+
+
+def can_hold(shape: ModelShape, keys: CacheType, values: CacheType, *, flash_attention: bool) -> bool:
+    """Whether llama.cpp can store this model's cache so: heads of whole blocks; quantized values by flash attention."""
+    if keys is not CacheType.F16 and shape.key_length % CACHE_BLOCK:
+        return False
+    return values is CacheType.F16 or (flash_attention and shape.value_length % CACHE_BLOCK == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How somebody wants a variant loaded: tokens of one request, requests at once, types of the cache."""
+
+    context_length: int
+    parallel: int
+    cache_type_k: CacheChoice = CacheChoice.F16
+    cache_type_v: CacheChoice = CacheChoice.F16
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a variant is to be loaded: tokens one request may hold, and how many run at once."""
+    """How a variant is to be loaded: tokens one request may hold, how many run at once, and the context's options."""
 
     context_length: int
     parallel: int
     need: MemoryNeed
+    options: ContextOptions = _DEFAULT
 
     @property
     def cells(self) -> int:
@@ -67,28 +169,66 @@ class Placement:
         return self.context_length * self.parallel
 
 
-def place(facts: FileFacts, *, context_length: int, parallel: int, budget_bytes: int) -> Placement | None:
-    """The most parallel placement, of `parallel` or fewer, that fits the budget; None when even one does not fit.
+def place(facts: FileFacts, wish: Wish, *, budget_bytes: int, options: ContextOptions = _DEFAULT) -> Placement | None:
+    """The most parallel placement, of `wish.parallel` or fewer, that fits the budget; None when even one does not fit.
 
-    A model's trained context bounds `context_length` when the file states one.
+    Fewer requests at once come before a quantized cache: they cost time, it costs quality. A model's trained context
+    bounds the wish when the file states one.
     """
-    trained = facts.shape.context_length
-    context = min(context_length, trained) if trained else context_length
-    while parallel >= 1:
-        need = memory_need(facts, context * parallel)
-        if need.total_bytes <= budget_bytes:
-            return Placement(context_length=context, parallel=parallel, need=need)
-        parallel //= 2
+    context = bounded_context(facts, wish.context_length)
+    for chosen in _choices(facts.shape, wish, options):
+        parallel = wish.parallel
+        while parallel >= 1:
+            need = memory_need(facts, context * parallel, parallel, chosen)
+            if need.total_bytes <= budget_bytes:
+                return Placement(context_length=context, parallel=parallel, need=need, options=chosen)
+            parallel //= 2
     return None
 
 
-def largest_context(facts: FileFacts, budget_bytes: int) -> int:
+def smallest_need(facts: FileFacts, wish: Wish, options: ContextOptions = _DEFAULT) -> MemoryNeed:
+    """What the smallest placement takes that would still be what is wished: one request, the smallest cache."""
+    context = bounded_context(facts, wish.context_length)
+    needs = [memory_need(facts, context, 1, chosen) for chosen in _choices(facts.shape, wish, options)]
+    return min(needs, key=lambda need: need.total_bytes)
+
+
+def largest_context(
+    facts: FileFacts, budget_bytes: int, wish: Wish | None = None, options: ContextOptions = _DEFAULT
+) -> int:
     """The largest context one request could have within the budget, in steps of 256 tokens; 0 when none fits."""
-    low, high = 0, max(facts.shape.context_length, 256) // 256
+    wish = wish or Wish(context_length=_CONTEXT_STEP, parallel=1)
+    low, high = 0, max(facts.shape.context_length, _CONTEXT_STEP) // _CONTEXT_STEP
     while low < high:
         middle = (low + high + 1) // 2
-        if memory_need(facts, middle * 256).total_bytes <= budget_bytes:
+        asked = replace(wish, context_length=middle * _CONTEXT_STEP)
+        if smallest_need(facts, asked, options).total_bytes <= budget_bytes:
             low = middle
         else:
             high = middle - 1
-    return low * 256
+    return low * _CONTEXT_STEP
+
+
+def bounded_context(facts: FileFacts, context_length: int) -> int:
+    """`context_length`, or what the model was trained for when that is less."""
+    trained = facts.shape.context_length
+    return min(context_length, trained) if trained else context_length
+
+
+def _choices(shape: ModelShape, wish: Wish, options: ContextOptions) -> Iterator[ContextOptions]:
+    """The options to try, best first. A type that this model cannot have becomes F16."""
+    seen = set()
+    for automatic in CacheType:
+        keys, values = wish.cache_type_k.type or automatic, wish.cache_type_v.type or automatic
+        flash = options.flash_attention
+        if not can_hold(shape, keys, CacheType.F16, flash_attention=flash):
+            keys = CacheType.F16
+        if not can_hold(shape, CacheType.F16, values, flash_attention=flash):
+            values = CacheType.F16
+        if (keys, values) not in seen:
+            seen.add((keys, values))
+            yield replace(options, cache_type_k=keys, cache_type_v=values)
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // _CELL_STEP) * _CELL_STEP

@@ -1,74 +1,102 @@
-"""The four verbs over one llama.cpp context: submit, cancel, step, close. One thread calls them all.
+"""The verbs over one llama.cpp context: submit, cancel, pause, resume, step, close. One thread calls them all.
 
-A step is: plan the batch, decode it, draw a token for every sequence that is due, give out what is final. The engine
-knows token ids, text and time; it knows no HTTP, SQL, IPC or settings.
+A step is: guess tokens ahead where that pays, plan the batch, decode it, draw tokens for every sequence that is due,
+give out what is final. The engine knows token ids, text and time; it knows no HTTP, SQL, IPC or settings.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.domain.errors import InternalError, InvalidParameter, PromptTooLong, QuantryError
-from service.domain.generation import (
-    Failed,
-    Finished,
-    FinishReason,
-    GenerationEvent,
-    GenerationRequest,
-    Timings,
-    Token,
-    Usage,
-)
-from service.engine.sampling import Sampler, make_sampler
-from service.engine.scheduler import Plan, Scheduler, Sequence
-from service.engine.text import TextStream
+from service.domain.generation import Failed, GenerationEvent, GenerationRequest
+from service.engine.choice import Choice, make_choices
+from service.engine.governor import Governor, Work
+from service.engine.grammar import Constraint
+from service.engine.neighbours import Neighbours
+from service.engine.pace import Pace
+from service.engine.prefix_cache import CacheAction, Cut, PrefixCache
+from service.engine.scheduler import Entry, Plan, Scheduler
+from service.engine.scheduler import Sequence as ScheduledSequence
+from service.llama.adapter import Adapter, use_adapters
 from service.llama.context import Context
 from service.llama.model import Model
 
 _NO_ROOM = 1  # llama_decode: no free cells for this batch
 
+Events = list[tuple[int, GenerationEvent]]
 
-@dataclass(slots=True, eq=False)
-class _Generation:
-    """Everything the engine holds for one request."""
 
-    sequence: Sequence
-    request: GenerationRequest
-    max_tokens: int
-    sampler: Sampler
-    text: TextStream
-    submitted_at: float
-    admitted_at: float = 0.0
-    first_token_at: float = 0.0
-    generated: int = 0
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What one engine may use. `context_length` bounds prompt and answer of one text, in tokens."""
+
+    context_length: int
+    slots: int
+    batch_tokens: int
+    threads: int
+    max_gap_seconds: float = 0.25
+    keeps_prefixes: bool = True
+    speculates: bool = True
 
 
 class Engine:
-    """Runs many generations at once over one context."""
+    """Runs many texts at once over one context."""
 
-    def __init__(self, model: Model, context: Context, *, context_length: int, slots: int, batch_tokens: int) -> None:
-        """`context_length` bounds prompt and answer of one request, in tokens; the context's cells are shared."""
+    def __init__(
+        self, model: Model, context: Context, options: EngineOptions, adapters: Mapping[str, Adapter] | None = None
+    ) -> None:
+        """The context's cells are shared by all texts; `adapters` are those that requests may name."""
         self._model = model
         self._context = context
-        self.context_length = min(context_length, context.cells)
-        self._scheduler = Scheduler(cells=context.cells, slots=slots, batch_tokens=batch_tokens)
-        self._generations: dict[int, _Generation] = {}
-        self._pieces: dict[int, bytes] = {}
+        self._options = options
+        self._adapters = dict(adapters or {})
+        self.context_length = min(options.context_length, context.cells)
+        # Drafts need cuts at the end of a sequence, sharing needs them anywhere; recurrent state allows neither.
+        can_cut = not model.has_recurrent_state
+        self._cache = PrefixCache(
+            cells=context.cells, branches=context.sequences, can_cut=can_cut, keeps=options.keeps_prefixes
+        )
+        self._scheduler = Scheduler(
+            self._cache, slots=options.slots, batch_tokens=options.batch_tokens, max_outputs=context.max_outputs
+        )
+        self._speculates = options.speculates and can_cut
+        self._pace = Pace(batch_tokens=options.batch_tokens, max_gap_seconds=options.max_gap_seconds)
+        self._governor = Governor(max_threads=options.threads)
+        self._neighbours = Neighbours()
+        self._requests: dict[int, list[Choice]] = {}
+        self._choices: dict[int, Choice] = {}  # by the id() of their sequence
         self.steps = 0
+        self.threads = options.threads
 
     @property
     def is_idle(self) -> bool:
-        """True when a step would do nothing."""
-        return not self._generations
+        """True when a step would do nothing: no request is there, or only paused ones."""
+        return not self._scheduler.has_work
 
     @property
     def free_cells(self) -> int:
-        """Cells without keys and values."""
-        return self._scheduler.cells - self._scheduler.used_cells
+        """Cells without keys and values that a request needs; cached ones count as free."""
+        return self._cache.cells - self._cache.held_cells
 
-    def submit(self, request_id: int, tokens: list[int], request: GenerationRequest) -> None:
-        """Take a tokenized request. Raises PromptTooLong when it leaves no room, InvalidParameter when it is empty."""
+    @property
+    def cached_cells(self) -> int:
+        """Cells that only the prefix cache keeps."""
+        return self._cache.cached_cells
+
+    def submit(
+        self,
+        request_id: int,
+        tokens: list[int],
+        request: GenerationRequest,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """Take a tokenized request, with its compiled grammar where it has one.
+
+        Raises PromptTooLong when it leaves no room, InvalidParameter when it is empty or names an unknown adapter.
+        """
         if not tokens:
             raise InvalidParameter(
                 "The prompt is empty and this model adds no token of its own; send some text.", param="prompt"
@@ -80,130 +108,184 @@ class Engine:
                 "the answer needs at least 1. Shorten the prompt, or load the model with a larger context.",
                 param="messages" if request.messages else "prompt",
             )
-        sequence = Sequence(request_id=request_id, tokens=list(tokens), prompt_length=len(tokens))
-        self._generations[request_id] = _Generation(
-            sequence=sequence,
-            request=request,
+        for use in request.adapters:
+            if use.name not in self._adapters:
+                raise InvalidParameter(
+                    f"This model has no adapter {use.name!r}; it has {sorted(self._adapters) or 'none'}.",
+                    param="adapters",
+                )
+        choices = make_choices(
+            self._model,
+            request_id,
+            tokens,
+            request,
             max_tokens=room if request.max_tokens is None else min(request.max_tokens, room),
-            sampler=make_sampler(request.sampling, self._model.vocabulary_size, tokens),
-            text=TextStream(request.stop),
-            submitted_at=time.monotonic(),
+            constraint=constraint,
         )
-        self._scheduler.add(sequence)
+        self._requests[request_id] = choices
+        for choice in choices:
+            self._choices[id(choice.sequence)] = choice
+            self._scheduler.add(choice.sequence)
 
     def cancel(self, request_id: int) -> None:
         """Forget a request and free its cells; no event follows. Unknown ids are ignored: it may just have ended."""
-        generation = self._generations.pop(request_id, None)
-        if generation is not None:
-            self._drop(generation)
+        for choice in self._requests.pop(request_id, ()):
+            if choice.finished is None:
+                self._drop(choice)
 
-    def step(self) -> list[tuple[int, GenerationEvent]]:
+    def pause(self, request_id: int) -> None:
+        """Compute nothing for a request until `resume`: its client does not read. Others may use its slots."""
+        for choice in self._requests.get(request_id, ()):
+            if choice.finished is None:
+                self._scheduler.park(choice.sequence)
+
+    def resume(self, request_id: int) -> None:
+        """Go on with a paused request."""
+        for choice in self._requests.get(request_id, ()):
+            if choice.finished is None:
+                self._scheduler.unpark(choice.sequence)
+
+    def step(self) -> Events:
         """Compute one batch; events in the order they happened, tagged with request ids."""
         self.steps += 1
-        plan = self._scheduler.plan()
-        self._clear(plan)
+        self._guess()
         now = time.monotonic()
+        plan = self._scheduler.plan(self._pace.prompt_tokens(len(self._scheduler.generating)))
+        self._carry_out(plan.actions)
         for sequence in plan.admitted:
-            generation = self._generations[sequence.request_id]
-            generation.admitted_at = generation.admitted_at or now
+            self._choices[id(sequence)].clock.admitted = now
         if not plan.entries:
             return []
         batch = self._context.batch
         batch.clear()
-        indices: list[int] = []
-        for entry in plan.entries:
-            tokens = entry.sequence.tokens[entry.start : entry.start + entry.count]
-            first = batch.add(tokens, entry.start, entry.sequence.slot, logits=int(entry.samples))
-            indices.append(first + entry.count - 1)
-        status = self._context.decode()
+        firsts = [
+            batch.add(entry.tokens, entry.start, entry.sequence.branch, logits=entry.outputs) for entry in plan.entries
+        ]
+        self._use_adapters(plan.adapters)
+        status = self._decode(plan)
         if status != 0:
             return self._recover_from_decode(status, plan)
-        events: list[tuple[int, GenerationEvent]] = []
-        for entry, index in zip(plan.entries, indices, strict=True):
-            entry.sequence.computed += entry.count
-            if entry.samples:
-                self._advance(self._generations[entry.sequence.request_id], index, events)
+        events: Events = []
+        for entry, first in zip(plan.entries, firsts, strict=True):
+            if entry.outputs:
+                self._advance(entry, first, events)
+            else:
+                self._scheduler.accept(entry, len(entry.tokens))
+        self._carry_out(self._cache.take_actions())
         return events
 
     def close(self) -> None:
-        """Drop every request, then the context and the model."""
-        for request_id in list(self._generations):
+        """Drop every request, then the context, the adapters and the model."""
+        for request_id in list(self._requests):
             self.cancel(request_id)
+        self._neighbours.close()
         self._context.close()
+        for adapter in self._adapters.values():
+            adapter.close()
         self._model.close()
 
-    def _advance(self, generation: _Generation, index: int, events: list[tuple[int, GenerationEvent]]) -> None:
-        token = generation.sampler.sample(self._context, index)
-        generation.generated += 1
-        if generation.generated == 1:
-            generation.first_token_at = time.monotonic()
-        request_id = generation.sequence.request_id
-        if not generation.request.ignore_eos and self._model.is_end(token):
-            self._finish(generation, FinishReason.STOP, events)
+    # --- a step ------------------------------------------------------------------------------------------------
+
+    def _guess(self) -> None:
+        """Give every running stream the draft that pays, by what steps cost and how its guesses fared."""
+        if not self._speculates:
             return
-        generation.sequence.tokens.append(token)
-        text = generation.text.push(self._piece(token))
-        if text:
-            events.append((request_id, Token(text)))
-        if generation.text.stopped_by is not None:
-            self._finish(generation, FinishReason.STOP, events)
-        elif generation.generated >= generation.max_tokens:
-            self._finish(generation, FinishReason.LENGTH, events)
+        generating = self._scheduler.generating
+        streams = len(generating)
+        for sequence in generating:
+            choice = self._choices[id(sequence)]
+            sequence.draft = []
+            if not choice.request.speculate:
+                continue
+            limit = min(choice.tokens_left - 1, self._context.max_outputs - streams)
+            forced = choice.constraint.forced()[:limit] if choice.constraint is not None else []
+            if forced:
+                sequence.draft = forced
+                continue
+            draft = choice.ngrams.draft(sequence.tokens, limit)
+            if draft:
+                length = choice.draft_length.choose(
+                    len(draft), streams, self._pace.step_seconds, self._options.max_gap_seconds
+                )
+                sequence.draft = draft[:length]
 
-    def _finish(self, generation: _Generation, reason: FinishReason, events: list[tuple[int, GenerationEvent]]) -> None:
-        request_id = generation.sequence.request_id
-        rest = generation.text.finish()
-        if rest:
-            events.append((request_id, Token(rest)))
+    def _decode(self, plan: Plan) -> int:
+        work = Work(generated=plan.generated_tokens, prompt=plan.prompt_tokens)
+        started = time.monotonic()
+        self.threads = self._governor.threads(work, started, self._neighbours.free_cores(started))
+        self._context.use_threads(self.threads)
+        status = self._context.decode()
         now = time.monotonic()
-        events.append(
-            (
-                request_id,
-                Finished(
-                    reason=FinishReason.STOP if generation.text.stopped_by is not None else reason,
-                    usage=Usage(generation.sequence.prompt_length, generation.generated),
-                    timings=Timings(
-                        queue_seconds=generation.admitted_at - generation.submitted_at,
-                        prompt_seconds=generation.first_token_at - generation.admitted_at,
-                        generation_seconds=now - generation.first_token_at,
-                    ),
-                    stop=generation.text.stopped_by,
-                ),
-            )
-        )
-        del self._generations[request_id]
-        self._drop(generation)
+        self._governor.observe(work, self.threads, now - started, now)
+        self._pace.observe(plan.generated_tokens, plan.prompt_tokens, now - started)
+        return status
 
-    def _recover_from_decode(self, status: int, plan: Plan) -> list[tuple[int, GenerationEvent]]:
+    def _advance(self, entry: Entry, first: int, events: Events) -> None:
+        """Draw tokens for one sequence, as long as they are those that were drafted, and one more."""
+        sequence = entry.sequence
+        choice = self._choices[id(sequence)]
+        known = len(entry.tokens) - entry.outputs + 1  # of the entry's tokens, those that were no guess
+        draft = entry.tokens[known:]
+        accepted = 0
+        try:
+            for offset in range(entry.outputs):
+                token = choice.draw(self._model, self._context, first + known - 1 + offset, events)
+                if choice.finished is not None or offset == len(draft) or token != draft[offset]:
+                    break
+                accepted += 1
+        except QuantryError as error:
+            self._fail([choice.request_id], error, events)
+            return
+        if draft:
+            choice.drafted += len(draft)
+            choice.accepted += accepted
+            choice.draft_length.observe(len(draft), accepted)
+        self._scheduler.accept(entry, known + accepted)
+        if accepted < len(draft):
+            self._context.forget(sequence.branch, sequence.computed)
+        if choice.finished is not None:
+            events += ((choice.request_id, event) for event in choice.last_events())
+            self._drop(choice)
+            if all(other.finished is not None for other in self._requests[choice.request_id]):
+                del self._requests[choice.request_id]
+
+    def _recover_from_decode(self, status: int, plan: Plan) -> Events:
         # Some cells of the failed batch may have been written: cut every sequence back to what was computed before.
         for entry in plan.entries:
-            self._context.forget(entry.sequence.slot, entry.sequence.computed)
-        again = Plan()
-        if status == _NO_ROOM and self._scheduler.preempt_youngest(again):
-            self._clear(again)
+            if not self._context.forget(entry.sequence.branch, entry.sequence.computed):
+                # A recurrent state is past what we know: start this sequence over.
+                self._context.forget(entry.sequence.branch)
+                self._scheduler.restart(entry.sequence)
+        if status == _NO_ROOM and self._scheduler.preempt_youngest():
             return []
-        error: QuantryError = InternalError(
-            f"llama.cpp could not compute this batch (status {status}); send the request again."
-        )
-        events: list[tuple[int, GenerationEvent]] = []
-        for entry in plan.entries:
-            request_id = entry.sequence.request_id
-            events.append((request_id, Failed(error.code, error.message)))
-            self.cancel(request_id)
+        error = InternalError(f"llama.cpp could not compute this batch (status {status}); send the request again.")
+        events: Events = []
+        self._fail(self._requests_of(plan.entries), error, events)
+        self._carry_out(self._cache.take_actions())
         return events
 
-    def _clear(self, plan: Plan) -> None:
-        for slot in plan.cleared_slots:
-            self._context.forget(slot)
+    def _requests_of(self, entries: Sequence[Entry]) -> list[int]:
+        return list(dict.fromkeys(self._choices[id(entry.sequence)].request_id for entry in entries))
 
-    def _drop(self, generation: _Generation) -> None:
-        generation.sampler.close()
-        slot = self._scheduler.remove(generation.sequence)
-        if slot >= 0:
-            self._context.forget(slot)
+    def _fail(self, request_ids: Sequence[int], error: QuantryError, events: Events) -> None:
+        for request_id in request_ids:
+            events.append((request_id, Failed(error.code, error.message, error.param)))
+            self.cancel(request_id)
 
-    def _piece(self, token: int) -> bytes:
-        piece = self._pieces.get(token)
-        if piece is None:
-            piece = self._pieces[token] = self._model.piece(token)
-        return piece
+    def _use_adapters(self, uses: Hashable) -> None:
+        if self._adapters:
+            assert isinstance(uses, tuple)
+            use_adapters(self._context, tuple((self._adapters[name], scale) for name, scale in uses))
+
+    def _carry_out(self, actions: Sequence[CacheAction]) -> None:
+        for action in actions:
+            if isinstance(action, Cut):
+                self._context.forget(action.branch, action.start, action.end)
+            else:
+                self._context.share(action.source, action.target, action.start, action.end)
+
+    def _drop(self, choice: Choice) -> None:
+        choice.close()
+        sequence: ScheduledSequence = choice.sequence
+        del self._choices[id(sequence)]
+        self._scheduler.remove(sequence, keep=choice.request.cache_prompt)

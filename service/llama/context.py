@@ -15,6 +15,8 @@ from service.llama.backend import ErrorLines, listening_to_log
 from service.llama.model import Model
 
 _MICRO_BATCH_TOKENS = 512
+_DRAFT_OUTPUTS = 64  # logits for guessed tokens in one batch, beside one for each sequence
+_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
 
 class CacheType(StrEnum):
@@ -47,15 +49,22 @@ class Context:
         cache_type_k: CacheType = CacheType.F16,
         cache_type_v: CacheType = CacheType.F16,
     ) -> None:
-        """Reserve `cells` tokens of KV cache, shared by at most `sequences` sequences.
+        """Reserve `cells` tokens of KV cache for at most `sequences` sequences that are written to.
 
-        `batch_tokens` bounds one decode call. Raises LoadFailed when the memory cannot be had.
+        `self.sequences` ids exist: more than asked for, so that others can stay in the cache. `batch_tokens` bounds one
+        decode call, `self.max_outputs` the logits in it. Raises LoadFailed when the memory cannot be had.
         """
+        # An id costs a row of logits, of which unused ones are never touched; a recurrent memory reserves a state each.
+        spare = sequences + 2 if model.has_recurrent_state else 2 * sequences + 16
+        self.sequences = min(_MAX_SEQUENCES, sequences + spare)
+        self.max_outputs = min(batch_tokens, sequences + _DRAFT_OUTPUTS)
         params = native.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = batch_tokens
         params.n_ubatch = min(batch_tokens, _MICRO_BATCH_TOKENS)
-        params.n_seq_max = sequences
+        params.n_seq_max = self.sequences
+        # By default llama.cpp reserves logits for every token of a batch.
+        params.n_outputs_max = max(self.max_outputs, self.sequences)
         params.n_threads = threads
         params.n_threads_batch = threads
         params.kv_unified = True
@@ -76,7 +85,6 @@ class Context:
         self.handle = handle
         self.memory = native.llama_get_memory(handle)
         self.cells = int(native.llama_n_ctx(handle))
-        self.sequences = int(native.llama_n_seq_max(handle))
         self.batch = Batch(batch_tokens)
         self._threads = threads
 
@@ -103,20 +111,22 @@ class Context:
         buffer = (ctypes.c_float * self.model.vocabulary_size).from_address(address)
         return np.frombuffer(memoryview(buffer), dtype=np.float32)
 
-    def forget(self, sequence: int, start: int = 0) -> bool:
-        """Drop the cells of a sequence from position `start` on. False when this memory cannot be cut there."""
+    def forget(self, sequence: int, start: int = 0, end: int | None = None) -> bool:
+        """Drop the cells of a sequence from position `start` up to `end` (None: all that follow).
+
+        False when this memory cannot be cut there.
+        """
         if self.memory is None:
             return True
-        return bool(native.llama_memory_seq_rm(self.memory, sequence, start, -1))
+        return bool(native.llama_memory_seq_rm(self.memory, sequence, start, -1 if end is None else end))
 
-    def share(self, source: int, target: int, length: int) -> None:
-        """Let the empty sequence `target` read the first `length` tokens of `source`, without copying cells.
+    def share(self, source: int, target: int, start: int, end: int) -> None:
+        """Let `target` read what `source` has for positions `start` up to `end`, without copying cells.
 
-        A memory with recurrent state copies all of `source`, which must then be exactly that long.
+        A memory with recurrent state copies all of `source`, which must then be exactly `end` tokens long.
         """
         assert self.memory is not None
-        end = -1 if self.model.has_recurrent_state else length
-        native.llama_memory_seq_cp(self.memory, source, target, 0, end)
+        native.llama_memory_seq_cp(self.memory, source, target, start, -1 if self.model.has_recurrent_state else end)
 
     def sequence_length(self, sequence: int) -> int:
         """Tokens of a sequence that llama.cpp holds, by its highest position."""

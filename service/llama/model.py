@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import llama_cpp.llama_cpp as native
+import numpy as np
 
 from service.domain.errors import InvalidParameter, LoadFailed
 from service.llama.backend import ErrorLines, listening_to_log, start_backend
@@ -44,6 +45,10 @@ class Model:
         self.bos_token = int(native.llama_vocab_bos(vocab))
         self.eos_token = int(native.llama_vocab_eos(vocab))
         self.adds_bos = bool(native.llama_vocab_get_add_bos(vocab))
+        ends = [token for token in range(self.vocabulary_size) if native.llama_vocab_is_eog(vocab, token)]
+        self.end_tokens = np.array(ends, dtype=np.int32)
+        self._ends = frozenset(ends)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         self._piece_buffer = ctypes.create_string_buffer(256)
 
     def close(self) -> None:
@@ -71,6 +76,9 @@ class Model:
 
         Ids outside the vocabulary (models without a BOS token say -1) have no bytes.
         """
+        known = self._pieces.get((token, special))
+        if known is not None:
+            return known
         if not 0 <= token < self.vocabulary_size:
             return b""
         buffer = self._piece_buffer
@@ -78,11 +86,12 @@ class Model:
         if count < 0:
             buffer = ctypes.create_string_buffer(-count)
             count = native.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
-        return buffer.raw[: max(count, 0)]
+        piece = self._pieces[token, special] = buffer.raw[: max(count, 0)]
+        return piece
 
     def is_end(self, token: int) -> bool:
         """True for every token that ends a generation (end of sequence, of turn, ...)."""
-        return bool(native.llama_vocab_is_eog(self.vocab, token))
+        return token in self._ends
 
     def special_texts(self) -> list[str]:
         """The texts of all control and user-defined tokens: what `parse_special` would turn into ids."""

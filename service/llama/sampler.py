@@ -1,76 +1,103 @@
-"""llama.cpp's sampler stages, chained for one request."""
+"""llama.cpp's DRY sampler stage, for one request.
+
+Of llama.cpp's stages this is the only one in use: it alone needs the vocabulary, and its search for repetitions is no
+few lines of numpy. It runs over the tokens seen so far instead of the whole vocabulary, because it changes no others.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
 
 import llama_cpp.llama_cpp as native
+import numpy as np
+from numpy.typing import NDArray
 
-from service.llama.context import Context
+from service.llama.model import Model
+
+# The memory layout of `llama_token_data`.
+TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+assert TOKEN_DATA.itemsize == ctypes.sizeof(native.llama_token_data)
 
 
-class SamplerChain:
-    """llama.cpp's sampler stages in order, for one request; owns them."""
+class DryPenalty:
+    """Lowers the logits of tokens that would go on with a repetition; owns llama.cpp's stage and its memory."""
 
-    def __init__(self, stages: Sequence[Any]) -> None:
-        """`stages` are handles from the `native.llama_sampler_init_*` functions; the chain frees them."""
-        self.handle = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
-        for stage in stages:
-            native.llama_sampler_chain_add(self.handle, stage)
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int],
+        *,
+        multiplier: float,
+        base: float,
+        allowed_length: int,
+        last_n: int,
+        sequence_breakers: tuple[str, ...],
+    ) -> None:
+        """`tokens` is the text so far, of which the last `last_n` (> 0, room is reserved for them) are looked at.
 
-    def sample(self, context: Context, index: int) -> int:
-        """Draw the next token from the logits of batch entry `index`, and remember it for the penalties."""
-        return int(native.llama_sampler_sample(self.handle, context.handle, index))
+        A repetition never reaches across a sequence breaker. llama.cpp searches the vocabulary for each of them, which
+        takes milliseconds, so the stages of recent parameters are kept and copied.
+        """
+        stage = _stage(model, multiplier, base, allowed_length, last_n, sequence_breakers)
+        self._handle = native.llama_sampler_clone(stage.handle)
+        self._seen: set[int] = set()
+        self._candidates = np.zeros(0, dtype=TOKEN_DATA)
+        tokens = tokens[-last_n:]
+        for token in tokens:
+            native.llama_sampler_accept(self._handle, token)
+        self._see(set(tokens))
+
+    def apply(self, logits: NDArray[np.float32]) -> None:
+        """Change `logits`, shape (vocabulary,), in place."""
+        candidates = self._candidates
+        if not candidates.size:
+            return
+        ids = candidates["id"]
+        candidates["logit"] = logits[ids]
+        data = ctypes.cast(candidates.ctypes.data, native.llama_token_data_p)
+        array = native.llama_token_data_array(data, candidates.size, -1, False)
+        native.llama_sampler_apply(self._handle, ctypes.byref(array))
+        logits[ids] = candidates["logit"]
 
     def accept(self, token: int) -> None:
-        """Show the chain a token that it did not draw (a prompt token, for the penalties)."""
-        native.llama_sampler_accept(self.handle, token)
+        """Remember the next token of the text."""
+        native.llama_sampler_accept(self._handle, token)
+        if token not in self._seen:
+            self._see({token})
 
     def close(self) -> None:
-        """Free the chain and its stages."""
-        if self.handle:
-            native.llama_sampler_free(self.handle)
-            self.handle = None
+        """Free the stage."""
+        if self._handle:
+            native.llama_sampler_free(self._handle)
+            self._handle = None
+
+    def _see(self, tokens: set[int]) -> None:
+        # Tokens that have left the window stay: llama.cpp's stage does not penalise them.
+        self._seen |= tokens
+        fresh = np.zeros(len(tokens), dtype=TOKEN_DATA)
+        fresh["id"] = list(tokens)
+        self._candidates = np.concatenate([self._candidates, fresh])
 
 
-def sampler_stages(
-    *,
-    vocabulary: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    typical_p: float,
-    repeat_penalty: float,
-    repeat_last_n: int,
-    presence_penalty: float,
-    frequency_penalty: float,
-    logit_bias: Sequence[tuple[int, float]],
-    seed: int,
-) -> list[Any]:
-    """Sampler handles in llama.cpp's usual order; stages at their neutral value are left out."""
-    stages: list[Any] = []
-    if logit_bias:
-        biases = (native.llama_logit_bias * len(logit_bias))(*(native.llama_logit_bias(t, b) for t, b in logit_bias))
-        stages.append(native.llama_sampler_init_logit_bias(vocabulary, len(logit_bias), biases))
-    if repeat_last_n and (repeat_penalty != 1.0 or presence_penalty or frequency_penalty):
-        stages.append(
-            native.llama_sampler_init_penalties(
-                vocabulary, repeat_last_n, repeat_penalty, frequency_penalty, presence_penalty
-            )
-        )
-    if temperature <= 0.0:
-        stages.append(native.llama_sampler_init_greedy())
-        return stages
-    if top_k > 0:
-        stages.append(native.llama_sampler_init_top_k(top_k))
-    if typical_p < 1.0:
-        stages.append(native.llama_sampler_init_typical(typical_p, 1))
-    if top_p < 1.0:
-        stages.append(native.llama_sampler_init_top_p(top_p, 1))
-    if min_p > 0.0:
-        stages.append(native.llama_sampler_init_min_p(min_p, 1))
-    stages.append(native.llama_sampler_init_temp(temperature))
-    stages.append(native.llama_sampler_init_dist(seed))
-    return stages
+class _Stage:
+    """A sampler stage that is freed with this object."""
+
+    def __init__(self, handle: object) -> None:
+        self.handle = handle
+        weakref.finalize(self, native.llama_sampler_free, handle)
+
+
+@lru_cache(maxsize=8)
+def _stage(
+    model: Model, multiplier: float, base: float, allowed_length: int, last_n: int, sequence_breakers: tuple[str, ...]
+) -> _Stage:
+    # A C string ends at its first NUL; llama.cpp logs a warning for each empty one.
+    texts = [text.encode("utf-8", "replace").split(b"\0")[0] for text in sequence_breakers]
+    texts = [text for text in texts if text]
+    breakers = (ctypes.c_char_p * len(texts))(*texts)
+    return _Stage(
+        native.llama_sampler_init_dry(model.vocab, multiplier, base, allowed_length, last_n, breakers, len(breakers))
+    )

@@ -31,11 +31,13 @@ from service.store.database import (
     to_json,
     variants,
     write,
+    writes_so_far,
 )
 from service.store.rows import Memory, fetch
 
 _CLOSEST_AMONG = 1000
 _MODELS_REMEMBERED = 10_000
+_NAMES_REMEMBERED = 10_000
 _IN_USE = exists().where(variants.c.digest == blobs.c.digest)
 _BLOB = select(
     blobs.c.digest, blobs.c.size_bytes, blobs.c.corrupt, _IN_USE.label("in_use"), blobs.c.created_at
@@ -66,6 +68,7 @@ class Catalog:
         self._memory = Memory()
         # folded model -> (its variants and their tags, their aliases)
         self._aliases: dict[str, tuple[list[tuple[int, tuple[str, ...]]], dict[int, list[str]]]] = {}
+        self._resolved: tuple[int | None, dict[str, Variant]] = (None, {})  # as of so many writes
 
     # --- variants ------------------------------------------------------------------------------------------------
 
@@ -93,7 +96,20 @@ class Catalog:
 
     def resolve(self, name: str | ModelRef) -> Variant:
         """The variant a name means. Raises InvalidName, and ModelNotFound with the closest names."""
-        return self._resolve(name, naming.choose)
+        writes = writes_so_far(self._engine)
+        variant = self._resolve(name, naming.choose)
+        if isinstance(name, str) and writes is not None:
+            as_of, known = self._resolved
+            if as_of != writes or len(known) >= _NAMES_REMEMBERED:
+                known = {}
+                self._resolved = (writes, known)
+            known[name] = variant
+        return variant
+
+    def remembered(self, name: str) -> Variant | None:
+        """What `resolve` gave for this name if nothing was written since. Unlike the rest, it never blocks."""
+        as_of, known = self._resolved
+        return known.get(name) if as_of is not None and as_of == writes_so_far(self._engine) else None
 
     def resolve_source(self, name: str | ModelRef) -> Variant:
         """The variant to make levels from: as `resolve`, but a bare name means the variant that has lost least."""

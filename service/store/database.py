@@ -253,6 +253,7 @@ def write(engine: Engine) -> Iterator[Connection]:
             with connection.begin():
                 yield connection
     finally:
+        _WRITES.count += 1
         _WRITER.release()
 
 
@@ -266,7 +267,22 @@ def read(engine: Engine) -> Iterator[Connection]:
             yield connection
 
 
+class _Writes:
+    """How many writes of this process have ended, well or not; changed by the one that writes."""
+
+    count = 0
+
+
 _WRITER = threading.Lock()
+_WRITES = _Writes()
+
+
+def writes_so_far(engine: Engine) -> int | None:
+    """A number that every write changes: what was read since it last changed still holds. Blocks on nothing.
+
+    None where other processes write too.
+    """
+    return _WRITES.count if engine.dialect.name == "sqlite" else None
 
 
 def _connect(url: str, *, migrating: bool = False) -> Engine:

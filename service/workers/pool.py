@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,15 +20,32 @@ from service.domain.catalog import Variant
 from service.domain.errors import (
     BlobCorrupt,
     Busy,
-    DoesNotFit,
     QuantryError,
     QueueFull,
     ShuttingDown,
     WorkerQuarantined,
 )
-from service.domain.generation import GenerationRequest
-from service.domain.memory import MemoryNeed, Placement, largest_context, memory_need, place
-from service.workers.ladder import Rung, parse_rung
+from service.domain.generation import EmbeddingRequest, Embeddings, GenerationRequest
+from service.domain.memory import (
+    CacheChoice,
+    ContextOptions,
+    MemoryNeed,
+    Placement,
+    Wish,
+    bounded_context,
+    place,
+    smallest_need,
+)
+from service.workers.ladder import Rung, flags, parse_rung
+from service.workers.placing import (
+    Level,
+    LoadOptions,
+    check_asked,
+    check_context,
+    refusal,
+    wish_for,
+    without_flash_attention,
+)
 from service.workers.slots import DEATHS_TO_QUARANTINE, Slot, WorkerStatus
 from service.workers.stream import Stream
 from service.workers.supervisor import Worker, WorkerOptions, WorkerState
@@ -51,7 +68,7 @@ class RungMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """What the pool may use. `context_length` and `parallel` are per variant."""
+    """What the pool may use. `context_length`, `parallel` and the cache's types are defaults for each variant."""
 
     worker: WorkerOptions
     machine: str
@@ -62,14 +79,25 @@ class PoolOptions:
     max_queued_requests: int
     keep_alive_seconds: float
     queue_timeout_seconds: float
+    cache_type_k: CacheChoice = CacheChoice.F16
+    cache_type_v: CacheChoice = CacheChoice.F16
+    flash_attention: bool = True
 
 
 class Pool:
     """All workers of this server."""
 
-    def __init__(self, options: PoolOptions, *, path_of: Callable[[str], Path], rungs: RungMemory) -> None:
-        """`path_of` gives the file of a blob digest."""
+    def __init__(
+        self,
+        options: PoolOptions,
+        *,
+        path_of: Callable[[str], Path],
+        rungs: RungMemory,
+        smaller_levels: Callable[[Variant], Sequence[Level]] = lambda _variant: (),
+    ) -> None:
+        """`path_of` gives the file of a blob digest; `smaller_levels` what else there is of a model (it may block)."""
         self._options = options
+        self._smaller_levels = smaller_levels
         self._path_of = path_of
         self._rungs = rungs
         self._slots: dict[str, Slot] = {}
@@ -107,29 +135,41 @@ class Pool:
     # --- requests ----------------------------------------------------------------------------------------------
 
     async def submit(self, variant: Variant, request: GenerationRequest) -> Stream:
-        """Start a generation, loading the variant first where needed.
+        """Start a generation, loading the variant first where needed, anew when the request asks for more context.
 
-        Raises QueueFull, Busy, DoesNotFit, LoadFailed, WorkerQuarantined, BlobCorrupt or ShuttingDown. Cancelling
-        this call gives the place in the queue back.
+        Raises QueueFull, Busy, DoesNotFit, LoadFailed, WorkerQuarantined, BlobCorrupt, ShuttingDown, and
+        InvalidParameter for more context than the model has. Cancelling this call gives the place in the queue back.
         """
         self._refuse_when_draining()
-        if self.queue_depth >= self._options.max_queued_requests:
-            raise QueueFull(
-                f"{self._options.max_queued_requests} requests are waiting already. Try again in a moment, or raise "
-                "QUANTRY_MAX_QUEUED_REQUESTS.",
-                retry_after_seconds=1,
-            )
+        self._refuse_when_full()
         started = time.monotonic()
         slot = self._slot(variant)
-        was_ready = slot.worker is not None and slot.worker.state is WorkerState.READY
+        before = slot.ready_worker
+        worker = await self._ready_worker(slot, request.context_length)
+        slot.last_used = time.monotonic()
+        return worker.submit(request, load_seconds=0.0 if worker is before else slot.last_used - started)
+
+    async def embed(self, variant: Variant, request: EmbeddingRequest) -> Embeddings:
+        """The vectors of the texts, loading the variant first where needed. Cancelling this call cancels the work.
+
+        Raises as `submit` does, WorkerDied, and what the variant's worker refuses.
+        """
+        self._refuse_when_draining()
+        self._refuse_when_full()
+        slot = self._slot(variant)
         worker = await self._ready_worker(slot)
         slot.last_used = time.monotonic()
-        return worker.submit(request, load_seconds=0.0 if was_ready else slot.last_used - started)
+        return await worker.embed(request)
 
-    async def load(self, variant: Variant) -> None:
-        """Have the variant in memory when this returns."""
+    async def load(self, variant: Variant, asked: LoadOptions | None = None) -> None:
+        """Have the variant in memory when this returns; with `asked`, loaded so, now and until it is unloaded by hand.
+
+        Raises as `submit` does. A worker that is loaded otherwise ends its requests first and is started anew.
+        """
         self._refuse_when_draining()
         slot = self._slot(variant)
+        if asked is not None:
+            await self._reload_with(slot, asked)
         await self._ready_worker(slot)
         slot.last_used = time.monotonic()
 
@@ -139,6 +179,8 @@ class Pool:
         Requests that wait for a load under way run first: they were accepted.
         """
         slot = self._slots.get(variant.digest)
+        if slot is not None:
+            slot.asked = LoadOptions()
         if slot is None or (slot.worker is None and slot.loading is None):
             return False
         while slot.loading is not None or slot.waiting or slot.active:
@@ -162,11 +204,16 @@ class Pool:
         return slot is not None and slot.worker is not None and slot.worker.state is WorkerState.READY
 
     def memory_needed(self, variant: Variant, context: int | None = None) -> MemoryNeed:
-        """What serving one request of `context` tokens takes; without `context`, what this server would reserve."""
+        """What serving one request of `context` tokens takes; without `context`, what this server would reserve.
+
+        When it does not fit, the least that it would take.
+        """
+        wish = self._default_wish
         if context is not None:
-            return memory_need(variant.facts, context)
-        trained = variant.facts.shape.context_length or self._options.context_length
-        return memory_need(variant.facts, min(self._options.context_length, trained) * self._options.parallel)
+            wish = replace(wish, context_length=context, parallel=1)
+        options = self._context_options(Rung.FULL)
+        placement = place(variant.facts, wish, budget_bytes=self._options.memory_budget_bytes, options=options)
+        return placement.need if placement is not None else smallest_need(variant.facts, wish, options)
 
     @property
     def memory_budget_bytes(self) -> int:
@@ -195,57 +242,86 @@ class Pool:
         slot.variant = variant  # the same blob may have been renamed
         return slot
 
-    async def _ready_worker(self, slot: Slot) -> Worker:
-        rest = slot.quarantine_seconds_left
-        if rest:
-            raise WorkerQuarantined(
-                f"The worker for {slot.variant.name} died {DEATHS_TO_QUARANTINE} times within a minute and rests. "
-                "Try again later, or use another level; `quantry doctor` says more.",
-                retry_after_seconds=int(rest) + 1,
-            )
-        if slot.worker is not None and slot.worker.state is WorkerState.READY and slot.unloading is None:
-            return slot.worker
-        if slot.loading is None:
-            self._begin_load(slot, delay_seconds=0.0)
-        assert slot.loading is not None
-        slot.waiting += 1
-        try:
-            # One load serves everyone who waits for it; a client that leaves does not stop it.
-            return await asyncio.shield(slot.loading)
-        finally:
-            slot.waiting -= 1
+    async def _ready_worker(self, slot: Slot, context_length: int | None = None) -> Worker:
+        """A worker with at least `context_length` tokens for a request; None: as many as the server gives."""
+        check_context(slot.variant, context_length)
+        context = context_length or 0
+        while True:
+            rest = slot.quarantine_seconds_left
+            if rest:
+                raise WorkerQuarantined(
+                    f"The worker for {slot.variant.name} died {DEATHS_TO_QUARANTINE} times within a minute and rests. "
+                    "Try again later, or use another level; `quantry doctor` says more.",
+                    retry_after_seconds=int(rest) + 1,
+                )
+            ready = slot.ready_worker
+            if ready is not None and slot.loading is None and context <= slot.wanted_context:
+                return ready
+            if slot.loading is None:
+                self._begin_load(slot, delay_seconds=0.0, context_length=context)
+            assert slot.loading is not None
+            tried = slot.loading_context
+            slot.waiting += 1
+            try:
+                # One load serves everyone who waits for it; a client that leaves does not stop it.
+                await asyncio.shield(slot.loading)
+            except QuantryError:
+                # It may have been for a larger context than this request needs.
+                if tried <= self._wish(slot, context).context_length:
+                    raise
+            finally:
+                slot.waiting -= 1
 
-    def _begin_load(self, slot: Slot, delay_seconds: float) -> None:
-        slot.loading = asyncio.create_task(self._load(slot, delay_seconds))
+    async def _reload_with(self, slot: Slot, asked: LoadOptions) -> None:
+        """Remember what the operator asks, and begin to load the worker anew when it is loaded otherwise."""
+        rung = await self._rung(slot)
+        options = self._context_options(rung)
+        check_asked(slot.variant, asked, flash_attention=options.flash_attention)
+        placement = await self._placement(slot.variant, wish_for(self._default_wish, asked), options)
+        slot.asked, slot.wanted_context = asked, 0
+        while slot.loading is not None:
+            await asyncio.wait([slot.loading])
+        ready = slot.ready_worker
+        if ready is not None and ready.placement != placement:
+            self._begin_load(slot, delay_seconds=0.0)
+
+    def _begin_load(self, slot: Slot, delay_seconds: float, context_length: int = 0) -> None:
+        wish = self._wish(slot, context_length)
+        slot.loading_context = wish.context_length
+        slot.loading = asyncio.create_task(self._load(slot, wish, delay_seconds))
         slot.loading.add_done_callback(lambda task: self._load_ended(slot, task))
 
     def _load_ended(self, slot: Slot, task: asyncio.Task[Worker]) -> None:
         slot.loading = None
-        if task.cancelled():
-            slot.placement = None
+        error = None if task.cancelled() else task.exception()
+        if error is None and not task.cancelled():
             return
-        error = task.exception()
+        # A larger load that came to nothing leaves the worker that is there.
+        slot.placement = slot.worker.placement if slot.worker is not None else None
         if error is None:
             return
-        slot.placement = None
         if isinstance(error, QuantryError):
             slot.last_error = error.message
             log.warning("model not loaded", model=slot.variant.name, code=error.code, reason=error.message)
         else:
             log.error("loading failed", model=slot.variant.name, exc_info=error)
 
-    async def _load(self, slot: Slot, delay_seconds: float) -> Worker:
+    async def _load(self, slot: Slot, wish: Wish, delay_seconds: float) -> Worker:
         if slot.unloading is not None:
             await slot.unloading
         await asyncio.sleep(delay_seconds)
-        slot.placement = await self._make_room(slot)
-        remembered = await asyncio.to_thread(self._rungs.rung, self._options.machine, slot.variant.digest)
+        remembered = await self._rung(slot)
+        placement = await self._placement(slot.variant, wish, self._context_options(remembered))
+        await self._make_room(slot, placement)
+        if slot.worker is not None:
+            await self._retire(slot, slot.worker)
+            slot.placement = placement
         worker = Worker(
             name=slot.variant.name,
             path=self._path_of(slot.variant.digest),
-            placement=slot.placement,
+            placement=placement,
             options=self._options.worker,
-            rung=parse_rung(remembered),
+            rung=remembered,
             on_death=lambda worker: self._worker_died(slot, worker),
         )
         slot.worker = worker
@@ -257,14 +333,30 @@ class Pool:
             if worker.deaths_while_loading:
                 self._count_death(slot)
             raise
+        if placement.options.flash_attention and not self._context_options(worker.rung).flash_attention:
+            worker.placement = without_flash_attention(slot.variant.facts, worker.placement)
+        slot.wanted_context = max(slot.wanted_context, wish.context_length)
         slot.became_ready(worker)
-        if worker.rung != parse_rung(remembered):
+        if worker.rung != remembered:
             await asyncio.to_thread(self._rungs.set_rung, self._options.machine, slot.variant.digest, str(worker.rung))
         return worker
 
-    async def _make_room(self, slot: Slot) -> Placement:
-        """Wait until the variant fits beside the others, unloading idle ones; the memory is then promised to it."""
-        placement = self._place(slot.variant)
+    async def _retire(self, slot: Slot, worker: Worker) -> None:
+        """End a worker that is to be loaded otherwise, after its requests; new ones wait for the next worker."""
+        try:
+            await asyncio.wait_for(worker.wait_until_idle(), self._options.queue_timeout_seconds)
+        except TimeoutError:
+            raise Busy(
+                f"{slot.variant.name} is to be loaded with another context and has long requests running. Try again "
+                "later, or raise QUANTRY_QUEUE_TIMEOUT_SECONDS.",
+                retry_after_seconds=5,
+            ) from None
+        log.info("loading anew", model=slot.variant.name, context_length=slot.loading_context)
+        await worker.stop()
+        slot.clear()
+
+    async def _make_room(self, slot: Slot, placement: Placement) -> None:
+        """Wait until the placement fits beside the others, unloading idle ones; the memory is then promised to it."""
         deadline = time.monotonic() + self._options.queue_timeout_seconds
         while True:
             others = [other for other in self._slots.values() if other is not slot and other.placement is not None]
@@ -272,7 +364,7 @@ class Pool:
             fits = used + placement.need.total_bytes <= self._options.memory_budget_bytes
             if fits and len(others) < self._options.max_loaded_models:
                 slot.placement = placement  # no await since the sum: nobody else can have taken it
-                return placement
+                return
             idle = [other for other in others if other.is_idle]
             if idle:
                 await self._unload(min(idle, key=lambda other: other.last_used))
@@ -285,28 +377,32 @@ class Pool:
             else:
                 await asyncio.sleep(_POLL_SECONDS)
 
-    def _place(self, variant: Variant) -> Placement:
+    @property
+    def _default_wish(self) -> Wish:
         options = self._options
-        placement = place(
-            variant.facts,
-            context_length=options.context_length,
-            parallel=options.parallel,
-            budget_bytes=options.memory_budget_bytes,
-        )
-        if placement is not None:
-            return placement
-        context = min(options.context_length, variant.facts.shape.context_length or options.context_length)
-        need = memory_need(variant.facts, context)
-        largest = largest_context(variant.facts, options.memory_budget_bytes)
-        remedy = (
-            f"The largest context that fits is {largest} tokens (QUANTRY_CONTEXT_LENGTH)"
-            if largest
-            else "No context fits: use a smaller level"
-        )
-        raise DoesNotFit(
-            f"{variant.name} needs {need.total_bytes} bytes at a context of {context} tokens, and the "
-            f"memory budget is {options.memory_budget_bytes} bytes. {remedy}, or raise QUANTRY_MEMORY_BUDGET_BYTES."
-        )
+        return Wish(options.context_length, options.parallel, options.cache_type_k, options.cache_type_v)
+
+    def _wish(self, slot: Slot, context_length: int) -> Wish:
+        """What the slot is loaded with when a request asks for `context_length` tokens."""
+        wish = wish_for(self._default_wish, slot.asked, max(slot.wanted_context, context_length))
+        return replace(wish, context_length=bounded_context(slot.variant.facts, wish.context_length))
+
+    def _context_options(self, rung: Rung) -> ContextOptions:
+        options = self._options
+        flash_attention = options.flash_attention and flags(rung, options.worker.gpu_layers).flash_attention
+        return ContextOptions(batch_tokens=options.worker.batch_tokens, flash_attention=flash_attention)
+
+    async def _rung(self, slot: Slot) -> Rung:
+        return parse_rung(await asyncio.to_thread(self._rungs.rung, self._options.machine, slot.variant.digest))
+
+    async def _placement(self, variant: Variant, wish: Wish, options: ContextOptions) -> Placement:
+        """How the wish is fulfilled. Raises DoesNotFit with what would fit."""
+        budget = self._options.memory_budget_bytes
+        placement = place(variant.facts, wish, budget_bytes=budget, options=options)
+        if placement is None:
+            levels = await asyncio.to_thread(self._smaller_levels, variant)
+            raise refusal(variant, wish, budget, options, levels)
+        return placement
 
     # --- unloading and death -----------------------------------------------------------------------------------
 
@@ -322,6 +418,7 @@ class Pool:
                 await slot.worker.stop()
         finally:
             slot.clear()
+            slot.wanted_context = 0
             slot.unloading = None
 
     async def _reap(self) -> None:
@@ -348,6 +445,14 @@ class Pool:
     def _count_death(self, slot: Slot) -> None:
         if slot.count_death():
             log.error("worker quarantined", model=slot.variant.name, seconds=slot.quarantine_seconds_left)
+
+    def _refuse_when_full(self) -> None:
+        if self.queue_depth >= self._options.max_queued_requests:
+            raise QueueFull(
+                f"{self._options.max_queued_requests} requests are waiting already. Try again in a moment, or raise "
+                "QUANTRY_MAX_QUEUED_REQUESTS.",
+                retry_after_seconds=1,
+            )
 
     def _refuse_when_draining(self) -> None:
         if self.draining:

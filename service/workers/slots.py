@@ -9,7 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from service.domain.catalog import Variant
-from service.domain.memory import Placement
+from service.domain.memory import CacheType, Placement
+from service.workers.placing import LoadOptions
 from service.workers.supervisor import Worker, WorkerState
 
 DEATHS_TO_QUARANTINE = 3
@@ -35,16 +36,25 @@ class WorkerStatus:
     loaded_at: str | None
     expires_at: str | None
     last_error: str | None
+    cache_type_k: str = CacheType.F16
+    cache_type_v: str = CacheType.F16
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Everything the pool knows of one variant. `placement` is set while it holds memory."""
+    """Everything the pool knows of one variant. `placement` is set while it holds memory.
+
+    `asked` is what the operator wants it loaded with, until it is unloaded by hand; `wanted_context` the
+    context it was loaded with for a request's sake, until it is unloaded; `loading_context` that of the present load.
+    """
 
     variant: Variant
     worker: Worker | None = None
     placement: Placement | None = None
     loading: asyncio.Task[Worker] | None = None
+    loading_context: int = 0
+    asked: LoadOptions = field(default_factory=LoadOptions)
+    wanted_context: int = 0
     unloading: asyncio.Task[None] | None = None
     waiting: int = 0  # requests that wait for the load
     last_used: float = 0.0
@@ -52,6 +62,12 @@ class Slot:
     deaths: deque[float] = field(default_factory=deque)
     quarantined_until: float = 0.0
     last_error: str | None = None
+
+    @property
+    def ready_worker(self) -> Worker | None:
+        """The worker, when requests can be put into it."""
+        ready = self.worker is not None and self.worker.state is WorkerState.READY and self.unloading is None
+        return self.worker if ready else None
 
     @property
     def active(self) -> int:
@@ -68,7 +84,8 @@ class Slot:
     def is_idle(self) -> bool:
         """A ready worker that nobody uses or waits for."""
         ready = self.worker is not None and self.worker.state is WorkerState.READY
-        return ready and self.active == 0 and self.waiting == 0 and self.unloading is None
+        settled = self.loading is None and self.unloading is None
+        return ready and settled and self.active == 0 and self.waiting == 0
 
     @property
     def is_known(self) -> bool:
@@ -138,6 +155,8 @@ class Slot:
             loaded_at=_rfc3339(self.loaded_at) if self.loaded_at else None,
             expires_at=expires,
             last_error=self.last_error,
+            cache_type_k=placement.options.cache_type_k if placement else CacheType.F16,
+            cache_type_v=placement.options.cache_type_v if placement else CacheType.F16,
         )
 
 

@@ -1,68 +1,133 @@
-"""One request's events on the server side: bounded, cancellable, with exactly one end."""
+"""One request's events on the server side: bounded, paused, cancellable, and each choice with exactly one end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from service.domain.errors import SlowReader
-from service.domain.generation import Failed, Finished, GenerationEvent, Token
+from service.domain.generation import Failed, GenerationEvent, Token, TokenLogprob
+
+# What an entry of log-probabilities counts for beside text: about what it takes in JSON.
+_LOGPROB_CHARACTERS = 64
 
 
 class Stream:
-    """An async iterator of Token, then one Finished or Failed.
+    """An async iterator, for one reader: Tokens, and one Finished for each choice; or one Failed that ends them all.
 
-    Tokens that the reader has not fetched yet are joined; more than `max_buffered_characters` of them means a reader
-    that does not read, which is cut off.
+    Tokens that the reader has not fetched are joined, choice by choice. When they pass `pause_characters` the request
+    is paused until the reader takes them; past `max_buffered_characters` the reader is cut off.
     """
 
-    def __init__(self, *, on_cancel: Callable[[], None], max_buffered_characters: int) -> None:
-        """`on_cancel` is called at most once, when the reader leaves before the end."""
+    def __init__(
+        self,
+        *,
+        on_cancel: Callable[[], None],
+        max_buffered_characters: int,
+        choices: int = 1,
+        pause_characters: int | None = None,
+        on_pause: Callable[[], None] | None = None,
+        on_resume: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_cancel` is called at most once, when the reader leaves before the end; nothing is called after it.
+
+        `on_pause` and `on_resume` are called in turns, and only where `pause_characters` is given.
+        """
         self._on_cancel = on_cancel
+        self._on_pause = on_pause
+        self._on_resume = on_resume
         self._limit = max_buffered_characters
-        self._texts: deque[str] = deque()
+        self._pause_limit = max_buffered_characters if pause_characters is None else pause_characters
+        self._open = set(range(choices))  # choices that have not ended
+        self._unread: list[GenerationEvent] = []
+        self._ready: deque[GenerationEvent] = deque()  # taken from the unread and joined
         self._buffered = 0
-        self._end: Finished | Failed | None = None
-        self._given_end = False
-        self._wake = asyncio.Event()
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def ended(self) -> bool:
         """True once nothing more will be put in."""
-        return self._end is not None
+        return not self._open
+
+    @property
+    def paused(self) -> bool:
+        """True while the request waits for its reader."""
+        return self._paused
 
     def put(self, event: GenerationEvent) -> None:
-        """Add an event; ignored after the end."""
-        if self._end is not None:
+        """Add an event; ignored after the end of its choice."""
+        if isinstance(event, Failed):
+            if not self._open:
+                return
+            self._open.clear()
+        elif event.choice not in self._open:
             return
-        if isinstance(event, Token):
-            self._texts.append(event.text)
+        elif isinstance(event, Token):
             self._buffered += len(event.text)
-            if self._buffered > self._limit:
-                error = SlowReader("The stream was not read fast enough and was cut off; read it as it comes.")
-                self._end = Failed(error.code, error.message)
-                self._on_cancel()
+            if event.logprobs:
+                self._buffered += _LOGPROB_CHARACTERS * sum(1 + len(entry.top) for entry in event.logprobs)
         else:
-            self._end = event
-        self._wake.set()
+            self._open.discard(event.choice)
+        self._unread.append(event)
+        if self._buffered > self._pause_limit and self._open:
+            self._hold_back()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def cancel(self) -> None:
         """The reader has left: free what the request holds. Does nothing after the end."""
-        if self._end is None:
-            self._end = Failed("cancelled", "The client closed the connection.")
-            self._on_cancel()
-            self._wake.set()
+        if self._open:
+            self._fail(Failed("cancelled", "The client closed the connection."))
 
-    async def __aiter__(self) -> AsyncIterator[GenerationEvent]:
-        while not self._given_end:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._texts:
-                text = "".join(self._texts)
-                self._texts.clear()
-                self._buffered = 0
-                yield Token(text)
-            if self._end is not None and not self._texts:
-                self._given_end = True
-                yield self._end
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> GenerationEvent:
+        if self._ready:
+            return self._ready.popleft()
+        while not self._unread:
+            if not self._open:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        unread, self._unread = self._unread, []
+        self._buffered = 0
+        if self._paused:
+            self._paused = False
+            if self._open and self._on_resume is not None:
+                self._on_resume()
+        if len(unread) == 1:
+            return unread[0]
+        self._ready.extend(_joined(unread))
+        return self._ready.popleft()
+
+    def _hold_back(self) -> None:
+        if self._buffered > self._limit:
+            error = SlowReader("The stream was not read fast enough and was cut off; read it as it comes.")
+            self._fail(Failed(error.code, error.message))
+        elif not self._paused:
+            self._paused = True
+            if self._on_pause is not None:
+                self._on_pause()
+
+    def _fail(self, failed: Failed) -> None:
+        self.put(failed)
+        self._on_cancel()
+
+
+def _joined(events: list[GenerationEvent]) -> list[GenerationEvent]:
+    """The same events with one Token for each choice, ahead of the ends; choices in the order of their first event."""
+    texts: dict[int, list[str]] = {}
+    logprobs: dict[int, list[TokenLogprob]] = {}
+    ends: list[GenerationEvent] = []
+    for event in events:
+        if isinstance(event, Token):
+            texts.setdefault(event.choice, []).append(event.text)
+            if event.logprobs:
+                logprobs.setdefault(event.choice, []).extend(event.logprobs)
+        else:
+            ends.append(event)
+    tokens = (Token("".join(parts), choice, tuple(logprobs.get(choice, ()))) for choice, parts in texts.items())
+    return [*tokens, *ends]

@@ -25,19 +25,25 @@ import structlog
 
 from service.children import child_argv, child_environment, signal_name
 from service.domain.errors import LoadFailed, QuantryError, WorkerDied, by_code
-from service.domain.generation import Failed, GenerationRequest, Token
-from service.domain.memory import Placement
+from service.domain.generation import EmbeddingRequest, Embeddings, Failed, GenerationRequest, Token
+from service.domain.memory import CacheType, Placement
 from service.frames import BadFrame, FrameReader, encode
 from service.workers.ladder import Rung, flags, next_lower
+from service.workers.pending import PendingEmbeddings, parts_of
 from service.workers.protocol import (
     Cancel,
     Close,
+    Embed,
+    Embedded,
+    EmbedFailed,
     Events,
     FromWorker,
     Load,
+    Pause,
     Ping,
     Pong,
     Ready,
+    Resume,
     Submit,
     ToWorker,
 )
@@ -74,6 +80,8 @@ class WorkerOptions:
     gpu_layers: int
     load_timeout_seconds: float
     hang_seconds: float
+    # Text that waits for its reader: past the first bound its request is paused, past the second it is cut off.
+    pause_characters: int = 8 * 1024
     max_buffered_characters: int = 256 * 1024
     argv: tuple[str, ...] = WORKER_ARGV
 
@@ -108,6 +116,8 @@ class Worker:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._streams: dict[int, tuple[Stream, float]] = {}  # request id -> stream, seconds spent loading for it
+        self._embedding = 0  # calls of `embed` under way
+        self._pending = PendingEmbeddings()  # what they wait for
         self._idle = asyncio.Event()
         self._idle.set()
         self._ids = itertools.count(1)
@@ -124,7 +134,7 @@ class Worker:
     @property
     def active_requests(self) -> int:
         """Requests that have not ended."""
-        return len(self._streams)
+        return len(self._streams) + self._embedding
 
     async def wait_until_idle(self) -> None:
         """Return when no request is in it, by whatever end."""
@@ -175,7 +185,12 @@ class Worker:
         """Send a request to a ready worker; its events come through the stream."""
         request_id = next(self._ids)
         stream = Stream(
-            on_cancel=lambda: self._cancel(request_id), max_buffered_characters=self._options.max_buffered_characters
+            on_cancel=lambda: self._cancel(request_id),
+            max_buffered_characters=self._options.max_buffered_characters,
+            choices=request.choices,
+            pause_characters=self._options.pause_characters,
+            on_pause=lambda: self._send_about(request_id, Pause(id=request_id)),
+            on_resume=lambda: self._send_about(request_id, Resume(id=request_id)),
         )
         if self.state is not WorkerState.READY:
             stream.put(_failed_event(self._death()))
@@ -184,6 +199,21 @@ class Worker:
         self._idle.clear()
         self._send(Submit(id=request_id, request=request))
         return stream
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """The vectors of every text, in order. Cancelling this call cancels the work.
+
+        Raises WorkerDied when the child ends meanwhile, and what the child refuses.
+        """
+        self._embedding += 1
+        self._idle.clear()
+        try:
+            answers = [await self._embed_part(part) for part in parts_of(request)]
+        finally:
+            self._embedding -= 1
+            self._note_idle()
+        vectors = tuple(vector for answer in answers for vector in answer.vectors)
+        return Embeddings(vectors, sum(answer.prompt_tokens for answer in answers))
 
     async def stop(self, error: QuantryError | None = None) -> None:
         """End the child. Requests still in it fail with `error`, WorkerDied when none is given."""
@@ -205,6 +235,8 @@ class Worker:
         """Start the child on the present rung; None when it died before it was ready."""
         ours, theirs = socket.socketpair()
         launch = flags(self.rung, self._options.gpu_layers)
+        cache = self.placement.options
+        flash_attention = launch.flash_attention and cache.flash_attention
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._options.argv,
@@ -223,6 +255,7 @@ class Worker:
         finally:
             theirs.close()
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._frames = FrameReader(FromWorker)  # the one before may hold half a frame of a child that died
         self._tasks = [asyncio.create_task(self._collect_stderr(self._process))]
         self._send(
             Load(
@@ -233,7 +266,10 @@ class Worker:
                 threads=self._options.threads,
                 gpu_layers=launch.gpu_layers,
                 extra_buffers=launch.extra_buffers,
-                flash_attention=launch.flash_attention,
+                flash_attention=flash_attention,
+                cache_type_k=cache.cache_type_k,
+                # llama.cpp has quantized values only with flash attention, which a lower rung may have given up.
+                cache_type_v=cache.cache_type_v if flash_attention else CacheType.F16,
             )
         )
         message = await self._frames.read(self._reader)
@@ -259,6 +295,8 @@ class Worker:
             while (message := await self._frames.read(self._reader)) is not None:
                 if isinstance(message, Events):
                     self._deliver(message)
+                elif isinstance(message, Embedded | EmbedFailed):
+                    self._pending.deliver(message)
                 elif isinstance(message, Pong):
                     self._last_pong = time.monotonic()
                     self.free_cells = message.free_cells
@@ -279,13 +317,19 @@ class Worker:
                 return
 
     def _deliver(self, events: Events) -> None:
+        # Streams join what is put in before their reader wakes: a token's logprobs and its text become one event.
+        for request_id, choice, logprobs in events.logprobs:
+            if request_id in self._streams:
+                self._streams[request_id][0].put(Token("", choice, logprobs))
         for request_id, choice, text in events.texts:
             if request_id in self._streams:
                 self._streams[request_id][0].put(Token(text, choice))
         for request_id, finished in events.finished:
             if request_id in self._streams:
-                stream, load_seconds = self._forget(request_id)
+                stream, load_seconds = self._streams[request_id]
                 stream.put(replace(finished, timings=replace(finished.timings, load_seconds=load_seconds)))
+                if stream.ended:
+                    self._forget(request_id)
         for request_id, failed in events.failed:
             if request_id in self._streams:
                 self._forget(request_id)[0].put(failed)
@@ -295,11 +339,30 @@ class Worker:
             self._forget(request_id)
             self._send(Cancel(id=request_id))
 
+    def _send_about(self, request_id: int, message: Pause | Resume) -> None:
+        if request_id in self._streams:
+            self._send(message)
+
     def _forget(self, request_id: int) -> tuple[Stream, float]:
         found = self._streams.pop(request_id)
-        if not self._streams:
-            self._idle.set()
+        self._note_idle()
         return found
+
+    async def _embed_part(self, request: EmbeddingRequest) -> Embeddings:
+        if self.state is not WorkerState.READY:
+            raise self._death()
+        request_id = next(self._ids)
+        answer = self._pending.open(request_id)
+        self._send(Embed(id=request_id, request=request))
+        try:
+            return await answer
+        finally:
+            if self._pending.forget(request_id):
+                self._send(Cancel(id=request_id))
+
+    def _note_idle(self) -> None:
+        if not self.active_requests:
+            self._idle.set()
 
     def _send(self, message: ToWorker) -> None:
         # The child reads at once whatever it computes, so the transport's buffer stays small; requests are bounded.
@@ -315,7 +378,7 @@ class Worker:
         status = self._process.returncode if self._process is not None else None
         error = self._death()
         self.last_error = error.message
-        log.error("worker died", model=self.name, status=status, requests=len(self._streams), stderr=self._tail())
+        log.error("worker died", model=self.name, status=status, requests=self.active_requests, stderr=self._tail())
         self._fail_all(error)
         for task in self._tasks:
             if task is not asyncio.current_task():
@@ -332,7 +395,8 @@ class Worker:
 
     def _fail_all(self, error: QuantryError) -> None:
         streams, self._streams = self._streams, {}
-        self._idle.set()
+        self._pending.fail_all(error)
+        self._note_idle()
         for stream, _ in streams.values():
             stream.put(_failed_event(error))
 

@@ -1,7 +1,8 @@
-"""The worker child: one loaded variant, one engine, one channel to the server. `python -m service.workers.worker`.
+"""The worker child: one loaded variant, one batching engine. `python -m service.workers.worker --channel FD`.
 
-Four threads: the main one runs the engine loop and answers pings; one reads the channel; one turns words into tokens
-(templates may be slow); one writes frames, so that the engine never waits for the server. Knows no HTTP and no SQL.
+The main thread runs the engine and answers pings from inside its loop, so that a stuck loop is found. Side threads: one
+reads frames; one prepares prompts and grammars (both may be slow); one writes frames, so that the engine never waits
+for the server. Knows no HTTP and no SQL.
 """
 
 from __future__ import annotations
@@ -14,45 +15,43 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
 from service.children import bind_to_parent
-from service.domain.errors import InternalError, QuantryError
+from service.domain.errors import InternalError, NotSupported, QuantryError
 from service.domain.errors import LoadFailed as LoadFailedError
-from service.domain.generation import Failed, Finished, GenerationEvent, GenerationRequest, SamplingParams, Token
-from service.engine.engine import Engine
-from service.engine.prompt import PromptRenderer
+from service.domain.generation import Embeddings, Failed, Finished, GenerationEvent, Token, TokenLogprob
+from service.engine.embeddings import Embedder
+from service.engine.engine import Engine, EngineOptions
 from service.frames import FrameReader, encode
-from service.llama.context import Context
+from service.llama.adapter import Adapter
+from service.llama.context import CacheType, Context
+from service.llama.embedding import generates
+from service.llama.mapping import release_mapped_pages
 from service.llama.model import Model
+from service.workers.canary import run_canary, run_embedding_canary
+from service.workers.preparing import Prepared, PreparedEmbed, PreparedSubmit, Preparer
 from service.workers.protocol import (
     VERSION,
     Cancel,
     Close,
+    Embed,
+    Embedded,
+    EmbedFailed,
     Events,
     FromWorker,
     Load,
     LoadFailed,
+    Pause,
     Ping,
     Pong,
     Ready,
+    Resume,
     Submit,
     ToWorker,
 )
 
-_CANARY_PROMPT_TOKENS = 48  # more than llama.cpp's thresholds between its kernels for one token and for many
-_CANARY_TOKENS = 4
-_CANARY_ID = 0  # requests from the server count from 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A request whose prompt is tokens now, or an error."""
-
-    id: int
-    request: GenerationRequest
-    outcome: list[int] | QuantryError
+Command = Prepared | Cancel | Pause | Resume | Ping | Close
 
 
 class Worker:
@@ -63,11 +62,11 @@ class Worker:
         self._stream = channel.makefile("rb")
         self._channel = channel
         self._frames: FrameReader[ToWorker] = FrameReader(ToWorker)
-        self._commands: queue.SimpleQueue[_Prepared | Cancel | Ping | Close] = queue.SimpleQueue()
-        self._prompts: queue.SimpleQueue[Submit] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._outgoing: queue.SimpleQueue[FromWorker] = queue.SimpleQueue()
         self._preparing: dict[int, bool] = {}  # request id -> cancelled meanwhile
         self._preparing_lock = threading.Lock()
+        self._pause_first: set[int] = set()  # paused before the engine had them
 
     def run(self) -> int:
         """Load, report, serve until told to close or until the server is gone; the exit status."""
@@ -76,84 +75,141 @@ class Worker:
             return 2
         try:
             started = time.monotonic()
-            model, engine = _load(load)
-            slowest_step = _run_canary(model, engine, load.batch_tokens)
+            model = Model(Path(load.path), gpu_layers=load.gpu_layers, use_extra_buffers=load.extra_buffers)
+            release_mapped_pages(Path(load.path))
+            engine = _make_engine(model, load)
+            self._embedder = Embedder(
+                model,
+                context_length=load.context_length,
+                batch_tokens=load.batch_tokens,
+                threads=load.threads,
+                flash_attention=load.flash_attention,
+            )
+            slowest_step = 0.0
+            if engine is not None:
+                slowest_step = run_canary(model, engine, load.batch_tokens)
+            else:
+                run_embedding_canary(model, self._embedder)
         except QuantryError as error:
             self._channel.sendall(encode(LoadFailed(code=error.code, message=error.message)))
             return 0
-        self._start_threads(model)
+        self._engine = engine
+        self._preparer = Preparer(model, self._commands.put)
+        self._preparer.start()
+        for target in (self._read, self._write):
+            threading.Thread(target=target, daemon=True).start()
         self._outgoing.put(
             Ready(
                 load_seconds=time.monotonic() - started,
-                context_length=engine.context_length,
-                cells=engine.free_cells,
+                context_length=engine.context_length if engine is not None else self._embedder.context_length,
+                cells=engine.free_cells if engine is not None else 0,
                 slowest_step_seconds=slowest_step,
             )
         )
-        self._serve(engine)
-        engine.close()
+        self._serve()
+        self._embedder.close()
+        if engine is not None:
+            engine.close()
+        else:
+            model.close()
         return 0
 
-    def _start_threads(self, model: Model) -> None:
-        renderer = PromptRenderer(
-            template=model.chat_template(),
-            tokenize=model.tokenize,
-            bos_token=model.bos_token,
-            adds_bos=model.adds_bos,
-            bos_text=model.piece(model.bos_token, special=True).decode("utf-8", "replace"),
-            eos_text=model.piece(model.eos_token, special=True).decode("utf-8", "replace"),
-            special_texts=model.special_texts(),
-        )
-        for target, arguments in ((self._read, ()), (self._prepare, (renderer,)), (self._write, ())):
-            threading.Thread(target=target, args=arguments, daemon=True).start()
+    # --- the engine's thread -----------------------------------------------------------------------------------
 
-    def _serve(self, engine: Engine) -> None:
+    @property
+    def _is_idle(self) -> bool:
+        return (self._engine is None or self._engine.is_idle) and self._embedder.is_idle
+
+    def _serve(self) -> None:
         while True:
             # Wait only when there is nothing to compute; otherwise take what has come and go on.
-            command = self._commands.get() if engine.is_idle else self._next_command()
+            command = self._commands.get() if self._is_idle else self._next_command()
             while command is not None:
                 if isinstance(command, Close):
                     return
-                self._carry_out(engine, command)
+                self._carry_out(command)
                 command = self._next_command()
-            if not engine.is_idle:
-                self._publish(engine.step())
+            if self._engine is not None and not self._engine.is_idle:
+                self._publish(self._engine.step())
+            if not self._embedder.is_idle:
+                self._publish_embeddings()
 
-    def _next_command(self) -> _Prepared | Cancel | Ping | Close | None:
+    def _next_command(self) -> Command | None:
         try:
             return self._commands.get_nowait()
         except queue.Empty:
             return None
 
-    def _carry_out(self, engine: Engine, command: _Prepared | Cancel | Ping) -> None:
-        if isinstance(command, Ping):
-            self._outgoing.put(Pong(id=command.id, steps=engine.steps, free_cells=engine.free_cells))
-        elif isinstance(command, Cancel):
-            with self._preparing_lock:
-                if command.id in self._preparing:
-                    self._preparing[command.id] = True
-            engine.cancel(command.id)
-        else:
-            with self._preparing_lock:
-                cancelled = self._preparing.pop(command.id)
-            if not cancelled:
-                self._submit(engine, command)
+    def _carry_out(self, command: Prepared | Cancel | Pause | Resume | Ping) -> None:
+        match command:
+            case Ping():
+                self._outgoing.put(self._pong(command.id))
+            case Cancel():
+                with self._preparing_lock:
+                    if command.id in self._preparing:
+                        self._preparing[command.id] = True
+                self._pause_first.discard(command.id)
+                self._embedder.cancel(command.id)
+                if self._engine is not None:
+                    self._engine.cancel(command.id)
+            case Pause():
+                with self._preparing_lock:
+                    if command.id in self._preparing:
+                        self._pause_first.add(command.id)
+                if self._engine is not None:
+                    self._engine.pause(command.id)
+            case Resume():
+                self._pause_first.discard(command.id)
+                if self._engine is not None:
+                    self._engine.resume(command.id)
+            case _:
+                with self._preparing_lock:
+                    cancelled = self._preparing.pop(command.message.id)
+                if not cancelled:
+                    self._submit(command)
 
-    def _submit(self, engine: Engine, prepared: _Prepared) -> None:
+    def _pong(self, ping_id: int) -> Pong:
+        engine = self._engine
+        if engine is None:
+            return Pong(id=ping_id, steps=self._embedder.steps, free_cells=0)
+        return Pong(
+            id=ping_id,
+            steps=engine.steps + self._embedder.steps,
+            free_cells=engine.free_cells,
+            cached_cells=engine.cached_cells,
+            threads=engine.threads,
+        )
+
+    def _submit(self, prepared: Prepared) -> None:
+        message = prepared.message
         try:
-            if isinstance(prepared.outcome, QuantryError):
-                raise prepared.outcome
-            engine.submit(prepared.id, prepared.outcome, prepared.request)
+            if isinstance(prepared, PreparedEmbed):
+                self._embedder.submit(message.id, prepared.texts, prepared.message.request)
+            elif isinstance(prepared, PreparedSubmit):
+                if self._engine is None:
+                    raise NotSupported(
+                        "This model only gives embeddings (POST /v1/embeddings); use another one for text.",
+                        param="model",
+                    )
+                self._engine.submit(message.id, prepared.tokens, prepared.message.request, prepared.constraint)
+                if message.id in self._pause_first:
+                    self._pause_first.discard(message.id)
+                    self._engine.pause(message.id)
+            else:
+                raise prepared.error
         except QuantryError as error:
-            self._fail(prepared.id, error)
+            self._fail(message, error)
         except Exception:
             # Nothing of this request is in the batch yet: it fails alone, and the others go on.
             traceback.print_exc()
-            self._fail(prepared.id, InternalError("The request could not be started; the server's log has details."))
+            self._fail(message, InternalError("The request could not be started; the server's log has details."))
 
-    def _fail(self, request_id: int, error: QuantryError) -> None:
+    def _fail(self, message: Submit | Embed, error: QuantryError) -> None:
         failed = Failed(error.code, error.message, error.param)
-        self._outgoing.put(Events(texts=[], finished=[], failed=[(request_id, failed)]))
+        if isinstance(message, Embed):
+            self._outgoing.put(EmbedFailed(id=message.id, failed=failed))
+        else:
+            self._outgoing.put(Events(failed=[(message.id, failed)]))
 
     def _publish(self, events: list[tuple[int, GenerationEvent]]) -> None:
         if not events:
@@ -161,37 +217,37 @@ class Worker:
         texts: list[tuple[int, int, str]] = []
         finished: list[tuple[int, Finished]] = []
         failed: list[tuple[int, Failed]] = []
+        logprobs: list[tuple[int, int, tuple[TokenLogprob, ...]]] = []
         for request_id, event in events:
             if isinstance(event, Token):
-                texts.append((request_id, event.choice, event.text))
+                if event.text:
+                    texts.append((request_id, event.choice, event.text))
+                if event.logprobs:
+                    logprobs.append((request_id, event.choice, event.logprobs))
             elif isinstance(event, Finished):
                 finished.append((request_id, event))
             else:
                 failed.append((request_id, event))
-        self._outgoing.put(Events(texts=texts, finished=finished, failed=failed))
+        self._outgoing.put(Events(texts=texts, finished=finished, failed=failed, logprobs=logprobs))
+
+    def _publish_embeddings(self) -> None:
+        for request_id, outcome in self._embedder.step():
+            if isinstance(outcome, Embeddings):
+                self._outgoing.put(Embedded(id=request_id, embeddings=outcome))
+            else:
+                self._outgoing.put(EmbedFailed(id=request_id, failed=outcome))
+
+    # --- the channel's threads ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
         while (message := self._frames.read_blocking(self._stream)) is not None:
-            if isinstance(message, Submit):
+            if isinstance(message, Submit | Embed):
                 with self._preparing_lock:
                     self._preparing[message.id] = False
-                self._prompts.put(message)
-            elif isinstance(message, Cancel | Ping | Close):
+                self._preparer.put(message)
+            elif not isinstance(message, Load):
                 self._commands.put(message)
         os._exit(0)  # the server is gone, and nobody is left to answer
-
-    def _prepare(self, renderer: PromptRenderer) -> None:
-        while True:
-            submit = self._prompts.get()
-            outcome: list[int] | QuantryError
-            try:
-                outcome = renderer.tokens(submit.request)
-            except QuantryError as error:
-                outcome = error
-            except Exception:
-                traceback.print_exc()
-                outcome = InternalError("The prompt could not be read; the server's log has details.")
-            self._commands.put(_Prepared(submit.id, submit.request, outcome))
 
     def _write(self) -> None:
         while True:
@@ -201,10 +257,12 @@ class Worker:
                 os._exit(0)
 
 
-def _load(load: Load) -> tuple[Model, Engine]:
-    model = Model(Path(load.path), gpu_layers=load.gpu_layers, use_extra_buffers=load.extra_buffers)
-    if not model.has_decoder or model.has_encoder:
-        raise LoadFailedError("This model does not generate text token by token; use it for what it was made for.")
+def _make_engine(model: Model, load: Load) -> Engine | None:
+    """The engine over a loaded model; None for a model that only embeds. Raises LoadFailed."""
+    if model.has_encoder and model.has_decoder:
+        raise LoadFailedError("This model translates one text into another, which is not supported; use another one.")
+    if not model.has_decoder:
+        return None
     context = Context(
         model,
         cells=load.context_length * load.parallel,
@@ -212,30 +270,23 @@ def _load(load: Load) -> tuple[Model, Engine]:
         batch_tokens=load.batch_tokens,
         threads=load.threads,
         flash_attention=load.flash_attention,
+        cache_type_k=CacheType(load.cache_type_k),
+        cache_type_v=CacheType(load.cache_type_v),
     )
-    return model, Engine(
-        model, context, context_length=load.context_length, slots=load.parallel, batch_tokens=load.batch_tokens
+    if not generates(context):
+        context.close()
+        return None
+    options = EngineOptions(
+        context_length=load.context_length,
+        slots=load.parallel,
+        batch_tokens=load.batch_tokens,
+        threads=load.threads,
+        max_gap_seconds=load.max_token_gap_seconds,
+        keeps_prefixes=load.prefix_cache,
+        speculates=load.speculation,
     )
-
-
-def _run_canary(model: Model, engine: Engine, batch_tokens: int) -> float:
-    """Compute a prompt and some tokens, as every request will; seconds a full batch would take at that pace.
-
-    A build whose kernels do not run on this processor dies here, before anyone depends on it.
-    """
-    words = model.tokenize("the quick brown fox " * _CANARY_PROMPT_TOKENS, add_special=True, parse_special=False)
-    tokens = words[: min(_CANARY_PROMPT_TOKENS, engine.context_length - _CANARY_TOKENS - 1)]
-    request = GenerationRequest(
-        prompt="", max_tokens=_CANARY_TOKENS, sampling=SamplingParams(temperature=0.0), ignore_eos=True
-    )
-    engine.submit(_CANARY_ID, tokens, request)
-    while not engine.is_idle:
-        for _, event in engine.step():
-            if isinstance(event, Failed):
-                raise LoadFailedError(f"The model was loaded but could not compute: {event.message}")
-            if isinstance(event, Finished):
-                return event.timings.prompt_seconds / len(tokens) * batch_tokens
-    raise LoadFailedError("The model was loaded but gave no token.")
+    adapters = {file.name: Adapter(model, Path(file.path)) for file in load.adapters}
+    return Engine(model, context, options, adapters)
 
 
 def main() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import openai
 import pytest
 from openai import OpenAI
@@ -13,8 +15,9 @@ QUESTION = {"role": "user", "content": 'What does "horse" mean?'}
 
 
 @pytest.fixture
-def client(gloss_server: Server) -> OpenAI:
-    return OpenAI(base_url=f"{gloss_server.url}/v1", api_key="unused", max_retries=0)
+def client(gloss_server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{gloss_server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
 
 
 def test_a_chat_answers_with_text_finish_reason_and_usage(client: OpenAI) -> None:

@@ -43,6 +43,7 @@ CONFIG = {
 MEANING = {
     "digest_mismatch": "the digest is not that of the bytes sent",
     "context_length_exceeded": "the prompt is longer than this server's context",
+    "invalid_grammar": "the grammar cannot be read or carried out",
     "importance_matrix_required": "llama.cpp makes this level only with an importance matrix",
     "quantization_not_applicable": "this model's tensors do not fit the level",
     "lossy_source": "the source has lost precision already",
@@ -150,6 +151,17 @@ def settle(body: dict[str, Any]) -> None:
         body["prompt"] = "It"  # gloss adds no token of its own to an empty prompt
     if isinstance(body.get("seed"), int):
         body["seed"] = max(-MAX_SEED, min(body["seed"], MAX_SEED))
+    if isinstance(body.get("context_length"), int | float):
+        body["context_length"] = 64  # the server's: more may be more than the model has, and is loaded anew
+    if "input" in body:  # of embeddings: gloss has 4096 tokens and vectors of 256 numbers, and other models have others
+        body["input"] = known_tokens(body["input"])
+        body["dimensions"] = min(body.get("dimensions") or 256, 256)
+
+
+def known_tokens(value: Any) -> Any:
+    if isinstance(value, list):
+        return [known_tokens(item) for item in value[:32]]  # thousands take their time
+    return value % 4096 if isinstance(value, int | float) else value
 
 
 def digest_of(content: bytes) -> str:

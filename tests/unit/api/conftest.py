@@ -35,6 +35,7 @@ from service.metrics import Metrics
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
+from service.workers.placing import LoadOptions
 from service.workers.slots import WorkerStatus
 from service.workers.stream import Stream
 
@@ -58,6 +59,7 @@ class ScriptedPool:
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     hold: asyncio.Event | None = None
     loaded: dict[str, Variant] = field(default_factory=dict)
+    asked: list[LoadOptions | None] = field(default_factory=list)
 
     async def submit(self, variant: Variant, request: GenerationRequest) -> Stream:
         self.submitted.append((variant, request))
@@ -88,8 +90,9 @@ class ScriptedPool:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    async def load(self, variant: Variant) -> None:
+    async def load(self, variant: Variant, asked: LoadOptions | None = None) -> None:
         self.loaded[variant.digest] = variant
+        self.asked.append(asked)
 
     async def unload(self, variant: Variant) -> bool:
         return self.loaded.pop(variant.digest, None) is not None
@@ -191,6 +194,20 @@ async def client(api: Api) -> AsyncIterator[httpx.AsyncClient]:
     """A client of `api`."""
     async with api.client() as client:
         yield client
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """play(*events): from now on every stream brings these events, as they are."""
+
+    def _play(*events: GenerationEvent) -> None:
+        async def given(self: Stream) -> AsyncIterator[GenerationEvent]:
+            for event in events:
+                yield event
+
+        monkeypatch.setattr("service.workers.stream.Stream.__aiter__", given)
+
+    return _play
 
 
 @dataclass

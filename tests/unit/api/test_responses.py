@@ -30,6 +30,7 @@ EXPECTED = {
     "invalid_request": 400,
     "malformed_body": 400,
     "invalid_parameter": 400,
+    "invalid_grammar": 400,
     "invalid_name": 400,
     "unknown_quantization": 400,
     "context_length_exceeded": 400,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from service.api.generate_shapes import GenerateBody
 from service.cli.answers import harmless
+from service.cli.chat import wanted_format
 from service.cli.conversation import KNOBS, Conversation, Verb, read_line
+from service.cli.failures import CommandFailed
 
 
 @pytest.mark.parametrize(
@@ -76,11 +80,24 @@ def test_every_setting_of_the_chat_is_a_field_of_the_api() -> None:
 
 
 def test_a_request_of_the_chat_is_one_that_the_api_takes() -> None:
-    chat = Conversation("gloss", system="s", stop=["x"])
+    chat = Conversation("gloss", system="s", stop=["x"], format={"type": "object"}, draft="gloss:Q2_K")
     for name in KNOBS:
         chat.set(name, "1")
     chat.remember("a", "b")
     GenerateBody.model_validate(chat.ask("hello"))
+
+
+def test_a_format_is_json_or_a_schema_in_a_file(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    assert wanted_format("json") == "json"
+    assert wanted_format(str(schema)) == {"type": "object"}
+    for content in ("[]", "{", "\udcff"):
+        schema.write_text(content, encoding="utf-8", errors="surrogateescape")
+        with pytest.raises(CommandFailed, match="JSON schema"):
+            wanted_format(str(schema))
+    with pytest.raises(CommandFailed):
+        wanted_format(str(tmp_path))
 
 
 def test_a_models_text_cannot_steer_the_terminal() -> None:

@@ -13,7 +13,7 @@ import typer
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from service.api import catalogue_shapes, generate_shapes
+from service.api import catalogue_shapes, generate_shapes, openai_embeddings
 from service.api.openai_shapes import ChatBody, CompletionBody
 from service.api.responses import STATUS, TYPES, status_of
 from service.api.shapes import Listing
@@ -34,12 +34,20 @@ BODIES: dict[str, type[BaseModel]] = {
     "POST /v1/quantize": catalogue_shapes.QuantizeBody,
     "POST /v1/models": catalogue_shapes.ImportBody,
     "POST /v1/models/copy": catalogue_shapes.CopyBody,
+    "POST /v1/workers/{ref}/load": catalogue_shapes.LoadBody,
+    "POST /v1/embeddings": openai_embeddings.EmbeddingsBody,
 }
 # Shape of an answer -> the section of api.md that explains its fields.
 ANSWERS: dict[type[BaseModel], str] = {
     generate_shapes.GenerationShape: "POST /v1/generate",
+    generate_shapes.LogprobShape: "POST /v1/generate",
+    generate_shapes.ChoiceShape: "POST /v1/generate",
+    generate_shapes.ChoicesShape: "POST /v1/generate",
     generate_shapes.UsageShape: "POST /v1/generate",
     generate_shapes.TimingsShape: "POST /v1/generate",
+    openai_embeddings.EmbeddingsShape: "POST /v1/embeddings",
+    openai_embeddings.EmbeddingShape: "POST /v1/embeddings",
+    openai_embeddings.EmbeddingUsageShape: "POST /v1/embeddings",
     catalogue_shapes.PlanShape: "POST /v1/quantize",
     catalogue_shapes.JobShape: "Jobs",
     catalogue_shapes.StepShape: "Jobs",

@@ -35,7 +35,7 @@ TASKS = [
 
 
 EVENTS = [
-    protocol.Events([(1, "text")], [(2, Finished(FinishReason.STOP, Usage(3, 4), Timings(load_seconds=0.5)))], []),
+    protocol.Events([(1, 0, "text")], [(2, Finished(FinishReason.STOP, Usage(3, 4), Timings(load_seconds=0.5)))], []),
     protocol.Events([], [], [(7, FailedEvent("worker_died", "Send it again.", None, 1))]),
     protocol.Pong(1, 2, 3),
 ]

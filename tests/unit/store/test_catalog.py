@@ -355,6 +355,20 @@ def test_a_list_shows_what_changed_since_the_last(add: Add, catalog: Catalog, en
     assert catalog.variants() == other.variants() == [catalog.variant(b.id)]
 
 
+def test_a_name_costs_a_query_only_after_something_was_written(add: Add, catalog: Catalog, engine: Engine) -> None:
+    a, b = add("a", b"a"), add("b", b"b")
+    assert catalog.remembered("a") is None
+    assert catalog.resolve("a") == catalog.remembered("a") == a
+    assert catalog.remembered("b") is None
+    Catalog(engine).mark_corrupt(a.digest, corrupt=True)
+    assert catalog.remembered("a") is None
+    assert catalog.resolve("a").corrupt
+    catalog.copy(b, parse_ref("c:prod"))
+    assert catalog.resolve("c:prod").digest == b.digest
+    catalog.delete(parse_ref("c:prod"))
+    assert catalog.remembered("c:prod") is None
+
+
 # --- blobs, plans, figures ---------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,173 @@
+"""One text being generated: its tokens, sampler, grammar and stop strings, up to its end. On the engine's thread."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain.errors import InvalidGrammar
+from service.domain.generation import (
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    GenerationRequest,
+    Timings,
+    Token,
+    TokenChance,
+    TokenLogprob,
+    Usage,
+)
+from service.engine.grammar import Constraint
+from service.engine.logprobs import token_logprob
+from service.engine.sampling import Sampler, make_sampler
+from service.engine.scheduler import Sequence
+from service.engine.speculation import DraftLength, NgramIndex
+from service.engine.text import TextStream
+from service.llama.context import Context
+from service.llama.model import Model
+
+
+@dataclass(slots=True)
+class Clock:
+    """When a text passed its stages, by the monotonic clock; 0 for not yet."""
+
+    submitted: float
+    admitted: float = 0.0
+    first_token: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """Everything the engine holds for one text of a request."""
+
+    request_id: int
+    index: int
+    request: GenerationRequest
+    sequence: Sequence
+    max_tokens: int
+    sampler: Sampler
+    text: TextStream
+    clock: Clock
+    constraint: Constraint | None = None
+    ngrams: NgramIndex = field(default_factory=NgramIndex)
+    draft_length: DraftLength = field(default_factory=DraftLength)
+    drafted: int = 0
+    accepted: int = 0
+    generated: int = 0
+    finished: FinishReason | None = None
+
+    @property
+    def tokens_left(self) -> int:
+        """How many more may be drawn."""
+        return self.max_tokens - self.generated
+
+    def draw(self, model: Model, context: Context, index: int, events: list[tuple[int, GenerationEvent]]) -> int:
+        """Draw the next token from batch entry `index`, append its text to `events`; the token.
+
+        Sets `finished` when it was the last one. Raises InvalidParameter when the grammar cannot go on.
+        """
+        logits = context.logits(index)
+        raw = logits.copy() if self.request.logprobs is not None else None
+        if self.request.ignore_eos:
+            logits[model.end_tokens] = -np.inf
+        if self.constraint is not None:
+            self.constraint.mask(logits)
+        token = self.sampler.sample(logits, context, index)
+        self.generated += 1
+        if self.generated == 1:
+            self.clock.first_token = time.monotonic()
+        if self.constraint is not None and not self.constraint.accept(token):
+            raise InvalidGrammar(
+                f"The grammar stopped working within the text ({self.constraint.error or 'no reason given'}). "
+                "Make it simpler.",
+                param="grammar",
+            )
+        if model.is_end(token) and not self.request.ignore_eos:
+            self.finished = FinishReason.STOP
+            return token
+        self.sequence.tokens.append(token)
+        text = self.text.push(model.piece(token))
+        logprobs = () if raw is None else (self._logprob(model, raw, token),)
+        if text or logprobs:
+            events.append((self.request_id, Token(text, self.index, logprobs)))
+        if self.text.stopped_by is not None or (self.constraint is not None and self.constraint.is_finished):
+            self.finished = FinishReason.STOP
+        elif self.tokens_left <= 0:
+            self.finished = FinishReason.LENGTH
+        return token
+
+    def last_events(self) -> list[GenerationEvent]:
+        """What is left to say once `finished` is set."""
+        events: list[GenerationEvent] = []
+        rest = self.text.finish()
+        if rest:
+            events.append(Token(rest, self.index))
+        now = time.monotonic()
+        assert self.finished is not None
+        stopped = self.text.stopped_by is not None
+        events.append(
+            Finished(
+                reason=FinishReason.STOP if stopped else self.finished,
+                usage=Usage(
+                    prompt_tokens=self.sequence.prompt_length,
+                    completion_tokens=self.generated,
+                    cached_tokens=self.sequence.cached,
+                    draft_tokens=self.drafted,
+                    accepted_tokens=self.accepted,
+                ),
+                timings=Timings(
+                    queue_seconds=self.clock.admitted - self.clock.submitted,
+                    prompt_seconds=self.clock.first_token - self.clock.admitted,
+                    generation_seconds=now - self.clock.first_token,
+                ),
+                stop=self.text.stopped_by,
+                choice=self.index,
+            )
+        )
+        return events
+
+    def close(self) -> None:
+        """Free the sampler."""
+        self.sampler.close()
+
+    def _logprob(self, model: Model, raw: NDArray[np.float32], token: int) -> TokenLogprob:
+        logprob, top = token_logprob(raw, token, self.request.logprobs or 0)
+        chances = tuple(TokenChance(model.piece(other, special=True), value) for other, value in top)
+        return TokenLogprob(model.piece(token, special=True), logprob, chances)
+
+
+def make_choices(
+    model: Model,
+    request_id: int,
+    tokens: list[int],
+    request: GenerationRequest,
+    *,
+    max_tokens: int,
+    constraint: Constraint | None,
+) -> list[Choice]:
+    """The texts of one request, which share its prompt; each with a seed of its own."""
+    adapters = tuple(sorted((use.name, use.scale) for use in request.adapters if use.scale))
+    salt: object = (request.cache_salt, adapters) if request.cache_prompt else object()
+    choices = []
+    for index in range(request.choices):
+        seed = request.sampling.seed
+        sampling = request.sampling if seed is None or index == 0 else replace(request.sampling, seed=seed + index)
+        choices.append(
+            Choice(
+                request_id=request_id,
+                index=index,
+                request=request,
+                sequence=Sequence(
+                    tokens=list(tokens), prompt_length=len(tokens), client=request.client, salt=salt, adapters=adapters
+                ),
+                max_tokens=max_tokens,
+                sampler=make_sampler(sampling, model, tokens),
+                text=TextStream(request.stop),
+                clock=Clock(submitted=time.monotonic()),
+                constraint=constraint if constraint is None or index == 0 else constraint.copy(),
+            )
+        )
+    return choices

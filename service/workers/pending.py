@@ -1,0 +1,60 @@
+"""Embedding requests of one worker that wait for their answer. Server process; sends and starts nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+from service.domain.errors import QuantryError, by_code
+from service.domain.generation import EmbeddingRequest, Embeddings
+from service.workers.protocol import Embedded, EmbedFailed
+
+# Texts of one frame to the worker: the vectors of these fit into one frame back at up to 16,000 dimensions.
+TEXTS_PER_FRAME = 256
+
+
+class PendingEmbeddings:
+    """Futures by request id; each gets one result, unless its waiter leaves first."""
+
+    def __init__(self) -> None:
+        self._futures: dict[int, asyncio.Future[Embeddings]] = {}
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    def open(self, request_id: int) -> asyncio.Future[Embeddings]:
+        """Where the answer to `request_id` will be."""
+        future: asyncio.Future[Embeddings] = asyncio.get_running_loop().create_future()
+        self._futures[request_id] = future
+        return future
+
+    def forget(self, request_id: int) -> bool:
+        """Nobody waits for it any more; False when its answer had come."""
+        return self._futures.pop(request_id, None) is not None
+
+    def deliver(self, message: Embedded | EmbedFailed) -> None:
+        """Hand an answer to whoever waits for it."""
+        future = self._futures.pop(message.id, None)
+        if future is None or future.done():
+            return
+        if isinstance(message, Embedded):
+            future.set_result(message.embeddings)
+        else:
+            failed = message.failed
+            future.set_exception(
+                by_code(failed.code)(failed.message, param=failed.param, retry_after_seconds=failed.retry_after_seconds)
+            )
+
+    def fail_all(self, error: QuantryError) -> None:
+        """The worker is gone, or about to go."""
+        futures, self._futures = self._futures, {}
+        for future in futures.values():
+            if not future.done():
+                future.set_exception(error)
+
+
+def parts_of(request: EmbeddingRequest) -> Iterator[EmbeddingRequest]:
+    """The same texts in requests small enough for a frame."""
+    for start in range(0, len(request.inputs), TEXTS_PER_FRAME):
+        yield replace(request, inputs=request.inputs[start : start + TEXTS_PER_FRAME])
