@@ -98,6 +98,8 @@ def decode_until_told(arguments: argparse.Namespace) -> None:
     most = arguments.threads
     setting = SETTINGS[arguments.child]
     streams, prompt = arguments.streams, arguments.prompt
+    # Before the load, as a worker does: the first step then knows what the load left free.
+    neighbours = Neighbours() if setting.threads == -1 else None
     model = Model(arguments.model, gpu_layers=0, use_extra_buffers=True)
     context = Context(
         model,
@@ -108,7 +110,6 @@ def decode_until_told(arguments: argparse.Namespace) -> None:
         flash_attention=True,
     )
     governor = Governor(max_threads=most)
-    neighbours = Neighbours() if setting.threads == -1 else None
     work = Work(generated=0, prompt=prompt) if prompt else Work(generated=streams, prompt=0)
     steps: list[Step] = []
     depth = 0
@@ -191,16 +192,16 @@ def run(name: str, arguments: argparse.Namespace) -> list[Phase]:
 
 
 def _phase(steps: list[Step], start: float, end: float, tokens: int) -> Phase:
-    inside = [step for step in steps if start <= step.ended_at < end]
     settled = min(_SETTLED_SECONDS, (end - start) / 2)
-    late = [step for step in inside if step.ended_at >= start + settled]
-    late_rate = _rate(late, start + settled, end, tokens)
+    late_rate = _rate(steps, start + settled, end, tokens)
     slow_for, window = 0.0, start
     while window + _WINDOW_SECONDS <= end:
         if _rate(steps, window, window + _WINDOW_SECONDS, tokens) < 0.8 * late_rate:
             slow_for = window + _WINDOW_SECONDS - start
         window += _WINDOW_SECONDS
-    threads = sum(step.threads * step.seconds for step in inside) / max(1e-9, sum(step.seconds for step in inside))
+    overlaps = [(step, min(step.ended_at, end) - max(step.ended_at - step.seconds, start)) for step in steps]
+    computing = sum(overlap for _, overlap in overlaps if overlap > 0)
+    threads = sum(step.threads * overlap for step, overlap in overlaps if overlap > 0) / max(1e-9, computing)
     return Phase(_rate(steps, start, end, tokens), late_rate, slow_for, threads)
 
 

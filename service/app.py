@@ -174,6 +174,9 @@ def _pool_options(settings: Settings) -> PoolOptions:
         gpu_layers=settings.gpu_layers,
         load_timeout_seconds=settings.load_timeout_seconds,
         hang_seconds=settings.worker_hang_seconds,
+        max_token_gap_seconds=settings.max_token_gap_seconds,
+        prefix_cache=settings.prefix_cache == "on",
+        speculation=settings.speculation == "on",
     )
     return PoolOptions(
         worker=worker,

@@ -105,6 +105,15 @@ class Settings(BaseSettings):
     parallel: int = Field(4, ge=1, le=256, description="Requests that one worker runs at the same time.")
     batch_tokens: int = Field(512, ge=16, le=16384, description="Most tokens in one llama.cpp batch.")
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of a worker; None: the physical cores.")
+    max_token_gap_seconds: float = Field(
+        0.25, ge=0.01, le=60, description="Longest that prompts may hold up the next token of a stream, in seconds."
+    )
+    prefix_cache: Literal["on", "off"] = Field(
+        "on", description="Keep what was computed, for requests that begin alike."
+    )
+    speculation: Literal["on", "off"] = Field(
+        "on", description="Guess tokens ahead where that saves time; texts stay the same."
+    )
     cache_type_k: CacheWord = Field("f16", description="Type of the cached keys; auto: the best that fits.")
     cache_type_v: CacheWord = Field(
         "f16", description="Type of the cached values; other than f16 it needs flash attention."

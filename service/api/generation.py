@@ -166,10 +166,11 @@ async def begin(
     """
     began = time.monotonic()
     sender = caller(request.scope)
-    asked = replace(asked, draft=await _draft_name(services, asked.draft), cache_salt=sender.salt, client=sender.name)
+    draft = await _draft(services, asked.draft)
+    asked = replace(asked, draft=None if draft is None else draft.name, cache_salt=sender.salt, client=sender.name)
 
     async def submit() -> Generation:
-        stream = await services.pool.submit(variant, asked)
+        stream = await services.pool.submit(variant, asked, draft if asked.speculate else None)
         generation = Generation(variant, stream, services.metrics, choices=asked.choices, began=began)
         try:
             await generation.open()
@@ -196,7 +197,7 @@ async def whole(
 
 
 def total(ends: Sequence[Finished]) -> tuple[Usage, Timings]:
-    """What all choices of a request took together: their prompt is one, and they are written side by side."""
+    """What all choices of a request took together: one prompt, and the time until the first token, then to the last."""
     usages, timings = [end.usage for end in ends], [end.timings for end in ends]
     usage = Usage(
         prompt_tokens=usages[0].prompt_tokens,
@@ -206,19 +207,21 @@ def total(ends: Sequence[Finished]) -> tuple[Usage, Timings]:
         draft_tokens=sum(usage.draft_tokens for usage in usages),
         accepted_tokens=sum(usage.accepted_tokens for usage in usages),
     )
-    return usage, Timings(
-        queue_seconds=max(timing.queue_seconds for timing in timings),
-        load_seconds=max(timing.load_seconds for timing in timings),
-        prompt_seconds=max(timing.prompt_seconds for timing in timings),
-        generation_seconds=max(timing.generation_seconds for timing in timings),
-    )
+    # All were put into the queue at the same time, and may have been written side by side or one after another.
+    first = min(timings, key=_until_first_token)
+    last_token = max(_until_first_token(timing) + timing.generation_seconds for timing in timings)
+    return usage, replace(first, generation_seconds=last_token - _until_first_token(first))
 
 
-async def _draft_name(services: Services, name: str | None) -> str | None:
+def _until_first_token(timings: Timings) -> float:
+    return timings.queue_seconds + timings.prompt_seconds
+
+
+async def _draft(services: Services, name: str | None) -> Variant | None:
     if name is None:
         return None
     try:
-        return (await services.servable(name)).name
+        return await services.servable(name)
     except QuantryError as error:
         error.param = "draft"
         raise

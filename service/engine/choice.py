@@ -20,6 +20,7 @@ from service.domain.generation import (
     TokenLogprob,
     Usage,
 )
+from service.engine.drafting import DraftModel
 from service.engine.grammar import Constraint
 from service.engine.logprobs import token_logprob
 from service.engine.sampling import Sampler, make_sampler
@@ -52,8 +53,11 @@ class Choice:
     text: TextStream
     clock: Clock
     constraint: Constraint | None = None
+    draft_model: DraftModel | None = None
     ngrams: NgramIndex = field(default_factory=NgramIndex)
-    draft_length: DraftLength = field(default_factory=DraftLength)
+    ngram_length: DraftLength = field(default_factory=DraftLength)
+    model_length: DraftLength = field(default_factory=DraftLength)
+    guessed_by: DraftLength | None = None  # whose draft is being verified; None for tokens that a grammar forces
     drafted: int = 0
     accepted: int = 0
     generated: int = 0
@@ -129,12 +133,22 @@ class Choice:
         )
         return events
 
+    def note_draft(self, drafted: int, accepted: int) -> None:
+        """A draft was verified."""
+        self.drafted += drafted
+        self.accepted += accepted
+        if self.guessed_by is not None:
+            self.guessed_by.observe(drafted, accepted)
+
     def close(self) -> None:
-        """Free the sampler."""
+        """Free what it holds outside the engine's context."""
         self.sampler.close()
+        if self.draft_model is not None:
+            self.draft_model.forget(self.sequence)
 
     def _logprob(self, model: Model, raw: NDArray[np.float32], token: int) -> TokenLogprob:
         logprob, top = token_logprob(raw, token, self.request.logprobs or 0)
+        logprob = dict(top).get(token, logprob)  # to the last bit the same number, for clients that compare
         chances = tuple(TokenChance(model.piece(other, special=True), value) for other, value in top)
         return TokenLogprob(model.piece(token, special=True), logprob, chances)
 
@@ -147,6 +161,7 @@ def make_choices(
     *,
     max_tokens: int,
     constraint: Constraint | None,
+    draft_model: DraftModel | None,
 ) -> list[Choice]:
     """The texts of one request, which share its prompt; each with a seed of its own."""
     adapters = tuple(sorted((use.name, use.scale) for use in request.adapters if use.scale))
@@ -168,6 +183,7 @@ def make_choices(
                 text=TextStream(request.stop),
                 clock=Clock(submitted=time.monotonic()),
                 constraint=constraint if constraint is None or index == 0 else constraint.copy(),
+                draft_model=draft_model,
             )
         )
     return choices

@@ -55,8 +55,8 @@ class Greedy:
 class Drawing:
     """Cuts the unlikely tokens and draws among the rest.
 
-    Random numbers come from Python's Mersenne Twister, which is the same on every machine. Every token takes a key of 64
-    bits for the draw, with XTC before it a number that decides whether to exclude, whatever the logits are.
+    Random numbers come from Python's Mersenne Twister, which is the same on every machine. Every token takes a key of
+    64 bits for the draw, with XTC before it a number that decides whether to exclude, whatever the logits are.
     """
 
     def __init__(self, params: SamplingParams, generator: random.Random) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from service.domain.errors import InternalError, InvalidParameter, PromptTooLong, QuantryError
 from service.domain.generation import Failed, GenerationEvent, GenerationRequest
 from service.engine.choice import Choice, make_choices
+from service.engine.drafting import DraftModel
 from service.engine.governor import Governor, Work
 from service.engine.grammar import Constraint
 from service.engine.neighbours import Neighbours
@@ -20,11 +21,13 @@ from service.engine.pace import Pace
 from service.engine.prefix_cache import CacheAction, Cut, PrefixCache
 from service.engine.scheduler import Entry, Plan, Scheduler
 from service.engine.scheduler import Sequence as ScheduledSequence
+from service.engine.speculation import DraftLength
 from service.llama.adapter import Adapter, use_adapters
 from service.llama.context import Context
 from service.llama.model import Model
 
 _NO_ROOM = 1  # llama_decode: no free cells for this batch
+_LONGEST_MODEL_DRAFT = 16  # each guess of a smaller model costs a decode
 
 Events = list[tuple[int, GenerationEvent]]
 
@@ -92,8 +95,9 @@ class Engine:
         tokens: list[int],
         request: GenerationRequest,
         constraint: Constraint | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
-        """Take a tokenized request, with its compiled grammar where it has one.
+        """Take a tokenized request, with its compiled grammar and the model that drafts for it where it has them.
 
         Raises PromptTooLong when it leaves no room, InvalidParameter when it is empty or names an unknown adapter.
         """
@@ -121,6 +125,7 @@ class Engine:
             request,
             max_tokens=room if request.max_tokens is None else min(request.max_tokens, room),
             constraint=constraint,
+            draft_model=draft_model,
         )
         self._requests[request_id] = choices
         for choice in choices:
@@ -192,22 +197,36 @@ class Engine:
             return
         generating = self._scheduler.generating
         streams = len(generating)
+        asked: dict[DraftModel, list[tuple[ScheduledSequence, int]]] = {}
         for sequence in generating:
             choice = self._choices[id(sequence)]
             sequence.draft = []
-            if not choice.request.speculate:
-                continue
             limit = min(choice.tokens_left - 1, self._context.max_outputs - streams)
-            forced = choice.constraint.forced()[:limit] if choice.constraint is not None else []
-            if forced:
-                sequence.draft = forced
+            if not choice.request.speculate or limit <= 0:
+                continue
+            if choice.constraint is not None and (forced := choice.constraint.forced()):
+                sequence.draft, choice.guessed_by = forced[:limit], None
                 continue
             draft = choice.ngrams.draft(sequence.tokens, limit)
-            if draft:
-                length = choice.draft_length.choose(
-                    len(draft), streams, self._pace.step_seconds, self._options.max_gap_seconds
+            length = self._draft_length(choice.ngram_length, len(draft), streams) if draft else 0
+            if length:
+                sequence.draft, choice.guessed_by = draft[:length], choice.ngram_length
+            elif choice.draft_model is not None:
+                model = choice.draft_model
+                length = self._draft_length(
+                    choice.model_length, min(limit, _LONGEST_MODEL_DRAFT), streams, model.guess_seconds
                 )
-                sequence.draft = draft[:length]
+                if length:
+                    choice.guessed_by = choice.model_length
+                    asked.setdefault(model, []).append((sequence, length))
+        for model, wishes in asked.items():
+            for (sequence, _), draft in zip(wishes, model.propose(wishes, self.threads), strict=True):
+                sequence.draft = draft
+
+    def _draft_length(self, length: DraftLength, limit: int, streams: int, guess_seconds: float = 0.0) -> int:
+        return length.choose(
+            limit, streams, self._pace.step_seconds, self._options.max_gap_seconds, guess_seconds=guess_seconds
+        )
 
     def _decode(self, plan: Plan) -> int:
         work = Work(generated=plan.generated_tokens, prompt=plan.prompt_tokens)
@@ -237,9 +256,7 @@ class Engine:
             self._fail([choice.request_id], error, events)
             return
         if draft:
-            choice.drafted += len(draft)
-            choice.accepted += accepted
-            choice.draft_length.observe(len(draft), accepted)
+            choice.note_draft(len(draft), accepted)
         self._scheduler.accept(entry, known + accepted)
         if accepted < len(draft):
             self._context.forget(sequence.branch, sequence.computed)

@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _COUNT = re.compile(r"\{\s*(\d{1,9})\s*(?:(,)\s*(\d{1,9})?\s*)?\}")
-_TOKEN = re.compile(r"!?<(?:\[\d{1,9}\]|[^<>\[\]\s\"/%#]+)>")
+_TOKEN = re.compile(r"!?<(?:\[\d{1,9}\]|[^<>\[\]()\s\"/%#]+)>")
 _TOKEN_ID = re.compile(r"<\[(\d+)\]>")
 
 

@@ -238,9 +238,9 @@ class Governor:
 
     def _next_trial(self, key: int, size: _Size, now: float) -> _Trial | None:
         home = size.paces.get(size.home)
-        if home is None or home.steps < _CHECK_AFTER_STEPS:
-            return None
         crowded = self._crowded(size.home)
+        if home is None or home.steps < (1 if crowded else _CHECK_AFTER_STEPS):
+            return None
         if crowded:
             disturbed = True
             newest = self._newest(size.home)

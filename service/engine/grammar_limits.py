@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from math import lcm
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from service.domain.errors import InvalidGrammar
 from service.domain.generation import GrammarKind
@@ -28,6 +29,10 @@ MAX_LITERAL_CHARACTERS = 4096
 # llguidance builds a state for every remainder of a `multipleOf`, or of several that meet in one place.
 MAX_DIVISOR = 10_000
 _MAX_REMAINDERS = 300_000
+# llguidance follows references by recursion: 1700 levels of schemas, or 4000 of rules, end a process whose threads have
+# 8 MB of stack.
+MAX_CHAIN_LEVELS = 600
+MAX_RULE_LEVELS = 1500
 
 _OPENING = {")": "(", "]": "[", "}": "{"}
 
@@ -54,6 +59,7 @@ _LARK_ITEM = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _NUMBER = re.compile(r"\d+")
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
 def refuse(kind: GrammarKind, message: str) -> NoReturn:
@@ -80,10 +86,14 @@ class _Nesting:
     largest: list[int] = field(default_factory=lambda: [1])
     last: int = 1
 
+    @property
+    def depth(self) -> int:
+        return len(self.largest) - 1
+
     def open(self) -> None:
         self.largest.append(1)
         self.last = 1
-        if len(self.largest) - 1 > MAX_GRAMMAR_DEPTH:
+        if self.depth > MAX_GRAMMAR_DEPTH:
             refuse(self.kind, f"The grammar is nested deeper than {MAX_GRAMMAR_DEPTH} levels; write a flatter one.")
 
     def close(self) -> None:
@@ -126,14 +136,18 @@ def check_lark(source: str) -> str:
     kind = GrammarKind.LARK
     nesting = _Nesting(kind)
     parts: list[str] = []
+    depths = [0]  # of each line that begins outside of brackets
     position = copied = 0
     while match := _LARK_ITEM.match(source, position):
         position = match.end()
         group = match.lastgroup
         if group == "open":
             nesting.open()
+            depths[-1] = max(depths[-1], nesting.depth)
         elif group == "close":
             nesting.close()
+        elif match[0] == "\n" and nesting.depth == 0:
+            depths.append(0)
         elif group in ("count", "times"):
             nesting.count(match[group])
         elif group == "regex":
@@ -150,7 +164,19 @@ def check_lark(source: str) -> str:
             position = end
         elif not match[0].isspace():
             nesting.item()
+    check_levels(depths, kind)
     return "".join(parts) + source[copied:]
+
+
+def check_levels(depths: Sequence[int], kind: GrammarKind) -> None:
+    """Refuse rules, given by how deep the brackets of each are, that could nest too deeply through one another."""
+    levels = len(depths) + sum(depths)
+    if levels > MAX_RULE_LEVELS:
+        refuse(
+            kind,
+            f"The grammar's rules nest through up to {levels} levels and at most {MAX_RULE_LEVELS} are taken; write "
+            "fewer rules, or flatter ones.",
+        )
 
 
 def _end_of_json(source: str, start: int) -> int:
@@ -197,9 +223,11 @@ def check_schema(source: str, kind: GrammarKind = GrammarKind.JSON_SCHEMA) -> di
     schema.pop("x-guidance", None)
     divisors: list[Decimal] = []
     references = 0
+    targets: set[str] = set()
     for keyword, value in _keywords(schema):
-        if keyword in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(value, str):
+        if keyword in _REFERENCES and isinstance(value, str):
             references += 1
+            targets.add(value)
             if not value.startswith("#"):
                 refuse(
                     kind, f"The schema refers to {value[:100]!r}; put that part under `$defs`, refer to it by `#/...`."
@@ -211,6 +239,7 @@ def check_schema(source: str, kind: GrammarKind = GrammarKind.JSON_SCHEMA) -> di
         elif keyword == "patternProperties" and isinstance(value, dict):
             for pattern in value:
                 check_regex(pattern, kind)
+    _check_chain(schema, targets, kind)
     _check_literals(schema, kind)
     _check_divisors(divisors, references, kind)
     return schema
@@ -236,6 +265,54 @@ def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
+
+
+def _check_chain(schema: dict[str, Any], targets: set[str], kind: GrammarKind) -> None:
+    """Refuse references that could lead into each other for too many levels, all targets one after another."""
+    depths: dict[int, int] = {}
+    levels = _deepest_reference(schema, depths)
+    counted: set[int] = set()
+    for target in targets:
+        found = _resolved(schema, target)
+        if found is None:
+            levels += MAX_SCHEMA_DEPTH
+        elif id(found) not in counted:
+            counted.add(id(found))
+            levels += 1 + max(0, depths.get(id(found), 0))
+    if levels > MAX_CHAIN_LEVELS:
+        refuse(
+            kind,
+            f"The schema's references lead through up to {levels} levels and at most {MAX_CHAIN_LEVELS} are taken; use "
+            "fewer of them, or flatter schemas.",
+        )
+
+
+def _deepest_reference(node: Any, depths: dict[int, int]) -> int:
+    """How many levels below `node` its deepest reference lies, -1 without one; of each object and list in `depths`."""
+    deepest = -1
+    if isinstance(node, dict | list):
+        if isinstance(node, dict) and any(isinstance(node.get(word), str) for word in _REFERENCES):
+            deepest = 0
+        for child in node.values() if isinstance(node, dict) else node:
+            below = _deepest_reference(child, depths)
+            if below >= 0:
+                deepest = max(deepest, below + 1)
+        depths[id(node)] = deepest
+    return deepest
+
+
+def _resolved(schema: dict[str, Any], target: str) -> Any:
+    """What a reference points to; None where that is not found, by an `$anchor` for one."""
+    node: Any = schema
+    for part in unquote(target.removeprefix("#")).split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, dict):
+            node = node.get(name)
+        elif isinstance(node, list):
+            node = node[int(name)] if name.isdecimal() and len(name) < 6 and int(name) < len(node) else None
+        else:
+            return None
+    return node if target.startswith("#/") or target == "#" else None
 
 
 def _check_literals(schema: Any, kind: GrammarKind) -> None:

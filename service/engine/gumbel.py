@@ -56,4 +56,6 @@ def exponentials(ids: NDArray[np.int64], key: int) -> NDArray[np.float64]:
     state *= _SECOND
     state ^= state >> 31
     # 52 bits and a half are exact in float64. One bit more would round up to 1 now and then, whose logarithm is 0.
-    return -np.log(((state >> 12) + 0.5) * 2.0**-52)
+    uniform = ((state >> 12).astype(np.float64) + 0.5) * 2.0**-52
+    noise: NDArray[np.float64] = -np.log(uniform)
+    return noise

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from service.domain.generation import GrammarKind
 from service.engine.gbnf import Characters, Choice, Node, Ranges, Reference, Repeat, Series, TokenNode
-from service.engine.grammar_limits import refuse
+from service.engine.grammar_limits import check_levels, refuse
 
 # What one lexeme's regular expression may hold, in ranges of characters.
 _MAX_RANGES = 16_000
@@ -89,6 +89,7 @@ class _Writer:
         while waiting:
             name = waiting.pop()
             lines.append(f"r{self._numbers[name]}: {self._write(self._rules[name], refer, terminal)}")
+        check_levels([_depth(line) for line in lines] + [0] * len(terminals), GrammarKind.GBNF)
         lines += [f"{name}: /{regex}/" for regex, name in terminals.items()]
         return "\n".join(lines) + "\n"
 
@@ -400,6 +401,15 @@ def _members(bits: int) -> list[int]:
         found.append(at)
         at = digits.find("1", at + 1)
     return found
+
+
+def _depth(line: str) -> int:
+    """How deep the brackets of a rule are; it holds names and nothing that could hide a bracket."""
+    depth = deepest = 0
+    for character in line:
+        depth += (character == "(") - (character == ")")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _times(node: Repeat) -> str:

@@ -17,7 +17,10 @@ _CPU_FIELDS = 8  # user ... steal; guest time is in user already
 
 
 class Neighbours:
-    """Reads the counters at most every quarter of a second; a few microseconds a reading."""
+    """Reads the counters at most every quarter of a second; a few microseconds a reading.
+
+    Make it before the model is loaded: the first step then knows what was free meanwhile.
+    """
 
     def __init__(self) -> None:
         self._file = -1

@@ -62,11 +62,19 @@ class DraftLength:
         self._accepted = self._accepted * _MEMORY + accepted
         self._refused = self._refused * _MEMORY + (accepted < drafted)
 
-    def choose(self, limit: int, streams: int, step_seconds: Callable[[int], float], max_seconds: float) -> int:
+    def choose(
+        self,
+        limit: int,
+        streams: int,
+        step_seconds: Callable[[int], float],
+        max_seconds: float,
+        guess_seconds: float = 0.0,
+    ) -> int:
         """The number of guesses that saves most time, 0 when none does.
 
-        `streams` tokens are computed anyway; `step_seconds(n)` is the cost of a step of n tokens. A token more is worth
-        what a token costs without guessing. No step takes longer than `max_seconds` on account of guesses.
+        `streams` tokens are computed anyway; `step_seconds(n)` is the cost of a step of n tokens, `guess_seconds` that
+        of a guess. A token more is worth what a token costs without guessing. No step takes longer than `max_seconds`
+        on account of guesses.
         """
         if self._rest > 0:
             self._rest -= 1
@@ -85,7 +93,7 @@ class DraftLength:
             seconds = step_seconds(streams + length)
             if seconds > max(max_seconds, base):
                 break
-            gain = expected * worth - (seconds - base)
+            gain = expected * worth - (seconds - base) - length * guess_seconds
             if gain > best_gain:
                 best, best_gain = length, gain
         if best == 0:

@@ -20,6 +20,8 @@ from service.domain.catalog import Variant
 from service.domain.errors import (
     BlobCorrupt,
     Busy,
+    DoesNotFit,
+    InvalidParameter,
     QuantryError,
     QueueFull,
     ShuttingDown,
@@ -33,6 +35,7 @@ from service.domain.memory import (
     Placement,
     Wish,
     bounded_context,
+    memory_need,
     place,
     smallest_need,
 )
@@ -134,8 +137,10 @@ class Pool:
 
     # --- requests ----------------------------------------------------------------------------------------------
 
-    async def submit(self, variant: Variant, request: GenerationRequest) -> Stream:
+    async def submit(self, variant: Variant, request: GenerationRequest, draft: Variant | None = None) -> Stream:
         """Start a generation, loading the variant first where needed, anew when the request asks for more context.
+
+        `draft` is the smaller variant that `request.draft` names.
 
         Raises QueueFull, Busy, DoesNotFit, LoadFailed, WorkerQuarantined, BlobCorrupt, ShuttingDown, and
         InvalidParameter for more context than the model has. Cancelling this call gives the place in the queue back.
@@ -147,7 +152,11 @@ class Pool:
         before = slot.ready_worker
         worker = await self._ready_worker(slot, request.context_length)
         slot.last_used = time.monotonic()
-        return worker.submit(request, load_seconds=0.0 if worker is before else slot.last_used - started)
+        load_seconds = 0.0 if worker is before else slot.last_used - started
+        if draft is None:
+            return worker.submit(request, load_seconds)
+        self._promise_draft(slot, draft)
+        return worker.submit(request, load_seconds, self._path_of(draft.digest))
 
     async def embed(self, variant: Variant, request: EmbeddingRequest) -> Embeddings:
         """The vectors of the texts, loading the variant first where needed. Cancelling this call cancels the work.
@@ -360,7 +369,7 @@ class Pool:
         deadline = time.monotonic() + self._options.queue_timeout_seconds
         while True:
             others = [other for other in self._slots.values() if other is not slot and other.placement is not None]
-            used = sum(other.placement.need.total_bytes for other in others if other.placement is not None)
+            used = sum(other.memory_bytes for other in others)
             fits = used + placement.need.total_bytes <= self._options.memory_budget_bytes
             if fits and len(others) < self._options.max_loaded_models:
                 slot.placement = placement  # no await since the sum: nobody else can have taken it
@@ -376,6 +385,35 @@ class Pool:
                 )
             else:
                 await asyncio.sleep(_POLL_SECONDS)
+
+    def _promise_draft(self, slot: Slot, draft: Variant) -> None:
+        """Give a ready worker the memory for a second, smaller model; it has one at most.
+
+        Raises InvalidParameter for a draft that is no help, DoesNotFit when there is no room for it.
+        """
+        if slot.draft is not None and slot.draft.digest == draft.digest:
+            return
+        if draft.digest == slot.variant.digest:
+            raise InvalidParameter(
+                f"{draft.name} cannot draft for itself; name a smaller level of it as draft.", param="draft"
+            )
+        if slot.draft is not None:
+            raise InvalidParameter(
+                f"{slot.draft.name} drafts for {slot.variant.name} already; use it, or unload the model first.",
+                param="draft",
+            )
+        assert slot.placement is not None, "a ready worker has its memory"
+        need = memory_need(draft.facts, slot.placement.cells, slot.placement.parallel)
+        free = self._options.memory_budget_bytes - sum(other.memory_bytes for other in self._slots.values())
+        # The process is there already.
+        needed = need.total_bytes - need.runtime_bytes
+        if needed > free:
+            raise DoesNotFit(
+                f"{draft.name} needs {needed} bytes beside {slot.variant.name} to draft for it, and {max(0, free)} are "
+                "free. Use a smaller draft, unload other models, or raise QUANTRY_MEMORY_BUDGET_BYTES.",
+                param="draft",
+            )
+        slot.draft, slot.draft_bytes = draft, needed
 
     @property
     def _default_wish(self) -> Wish:

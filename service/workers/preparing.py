@@ -1,4 +1,4 @@
-"""The side thread of a worker: prompts to tokens and grammars to masks, while the engine computes.
+"""The side thread of a worker: prompts to tokens, grammars to masks and drafts loaded, while the engine computes.
 
 Templates and grammars come from strangers and may be slow; here they make only those wait who have sent one.
 """
@@ -10,9 +10,11 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from service.domain.errors import InternalError, QuantryError
+from service.engine.drafting import DraftModel
 from service.engine.embeddings import token_lists
 from service.engine.grammar import Constraint, GrammarCompiler
 from service.engine.prompt import PromptRenderer
@@ -27,6 +29,7 @@ class PreparedSubmit:
     message: Submit
     tokens: list[int]
     constraint: Constraint | None
+    draft_model: DraftModel | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,13 @@ Prepared = PreparedSubmit | PreparedEmbed | Unprepared
 class Preparer:
     """Takes Submit and Embed messages, hands on what the engine can take, in the same order."""
 
-    def __init__(self, model: Model, hand_on: Callable[[Prepared], None]) -> None:
-        """`hand_on` is called on the side thread."""
+    def __init__(
+        self, model: Model, hand_on: Callable[[Prepared], None], load_draft: Callable[[Path], DraftModel]
+    ) -> None:
+        """`hand_on` is called on the side thread, and `load_draft` where a request names a draft for the first time."""
         self._model = model
+        self._load_draft = load_draft
+        self._drafts: dict[str, DraftModel] = {}
         self._hand_on = hand_on
         self._messages: queue.SimpleQueue[Submit | Embed] = queue.SimpleQueue()
         self._grammars = GrammarCompiler(model)
@@ -95,4 +102,18 @@ class Preparer:
         request = message.request
         tokens = self._renderer.tokens(request)
         constraint = None if request.grammar is None else self._grammars.compile(request.grammar)
-        return PreparedSubmit(message, tokens, constraint)
+        return PreparedSubmit(message, tokens, constraint, self._draft(message.draft_path))
+
+    def _draft(self, path: str | None) -> DraftModel | None:
+        if path is None:
+            return None
+        draft = self._drafts.get(path)
+        if draft is None:
+            draft = self._load_draft(Path(path))
+            try:
+                draft.check(self._model)
+            except QuantryError:
+                draft.close()
+                raise
+            self._drafts[path] = draft
+        return draft

@@ -59,6 +59,8 @@ class Slot:
     waiting: int = 0  # requests that wait for the load
     last_used: float = 0.0
     loaded_at: datetime.datetime | None = None
+    draft: Variant | None = None  # the smaller variant that its worker has loaded, or will at the first use
+    draft_bytes: int = 0
     deaths: deque[float] = field(default_factory=deque)
     quarantined_until: float = 0.0
     last_error: str | None = None
@@ -68,6 +70,11 @@ class Slot:
         """The worker, when requests can be put into it."""
         ready = self.worker is not None and self.worker.state is WorkerState.READY and self.unloading is None
         return self.worker if ready else None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What is promised to it."""
+        return self.draft_bytes + (self.placement.need.total_bytes if self.placement is not None else 0)
 
     @property
     def active(self) -> int:
@@ -108,6 +115,8 @@ class Slot:
         self.worker = None
         self.placement = None
         self.loaded_at = None
+        self.draft = None
+        self.draft_bytes = 0
 
     def became_ready(self, worker: Worker) -> None:
         """Its worker is loaded."""
@@ -149,7 +158,7 @@ class Slot:
             pid=worker.pid if worker is not None else None,
             context_length=placement.context_length if placement else 0,
             parallel=placement.parallel if placement else 0,
-            memory_bytes=placement.need.total_bytes if placement else 0,
+            memory_bytes=self.memory_bytes,
             active_requests=self.active,
             queued_requests=self.queued,
             loaded_at=_rfc3339(self.loaded_at) if self.loaded_at else None,

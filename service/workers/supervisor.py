@@ -80,6 +80,9 @@ class WorkerOptions:
     gpu_layers: int
     load_timeout_seconds: float
     hang_seconds: float
+    max_token_gap_seconds: float = 0.25
+    prefix_cache: bool = True
+    speculation: bool = True
     # Text that waits for its reader: past the first bound its request is paused, past the second it is cut off.
     pause_characters: int = 8 * 1024
     max_buffered_characters: int = 256 * 1024
@@ -181,8 +184,11 @@ class Worker:
                 )
             self.rung = lower
 
-    def submit(self, request: GenerationRequest, load_seconds: float) -> Stream:
-        """Send a request to a ready worker; its events come through the stream."""
+    def submit(self, request: GenerationRequest, load_seconds: float, draft_path: Path | None = None) -> Stream:
+        """Send a request to a ready worker; its events come through the stream.
+
+        `draft_path` is the file of the smaller variant that drafts for it, which the worker loads at its first use.
+        """
         request_id = next(self._ids)
         stream = Stream(
             on_cancel=lambda: self._cancel(request_id),
@@ -197,7 +203,9 @@ class Worker:
             return stream
         self._streams[request_id] = (stream, load_seconds)
         self._idle.clear()
-        self._send(Submit(id=request_id, request=request))
+        self._send(
+            Submit(id=request_id, request=request, draft_path=None if draft_path is None else os.fspath(draft_path))
+        )
         return stream
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
@@ -267,6 +275,9 @@ class Worker:
                 gpu_layers=launch.gpu_layers,
                 extra_buffers=launch.extra_buffers,
                 flash_attention=flash_attention,
+                max_token_gap_seconds=self._options.max_token_gap_seconds,
+                prefix_cache=self._options.prefix_cache,
+                speculation=self._options.speculation,
                 cache_type_k=cache.cache_type_k,
                 # llama.cpp has quantized values only with flash attention, which a lower rung may have given up.
                 cache_type_v=cache.cache_type_v if flash_attention else CacheType.F16,

@@ -21,6 +21,7 @@ from service.children import bind_to_parent
 from service.domain.errors import InternalError, NotSupported, QuantryError
 from service.domain.errors import LoadFailed as LoadFailedError
 from service.domain.generation import Embeddings, Failed, Finished, GenerationEvent, Token, TokenLogprob
+from service.engine.drafting import DraftModel
 from service.engine.embeddings import Embedder
 from service.engine.engine import Engine, EngineOptions
 from service.frames import FrameReader, encode
@@ -94,7 +95,7 @@ class Worker:
             self._channel.sendall(encode(LoadFailed(code=error.code, message=error.message)))
             return 0
         self._engine = engine
-        self._preparer = Preparer(model, self._commands.put)
+        self._preparer = Preparer(model, self._commands.put, lambda path: _load_draft(path, load))
         self._preparer.start()
         for target in (self._read, self._write):
             threading.Thread(target=target, daemon=True).start()
@@ -191,7 +192,9 @@ class Worker:
                         "This model only gives embeddings (POST /v1/embeddings); use another one for text.",
                         param="model",
                     )
-                self._engine.submit(message.id, prepared.tokens, prepared.message.request, prepared.constraint)
+                self._engine.submit(
+                    message.id, prepared.tokens, prepared.message.request, prepared.constraint, prepared.draft_model
+                )
                 if message.id in self._pause_first:
                     self._pause_first.discard(message.id)
                     self._engine.pause(message.id)
@@ -287,6 +290,19 @@ def _make_engine(model: Model, load: Load) -> Engine | None:
     )
     adapters = {file.name: Adapter(model, Path(file.path)) for file in load.adapters}
     return Engine(model, context, options, adapters)
+
+
+def _load_draft(path: Path, load: Load) -> DraftModel:
+    return DraftModel(
+        path,
+        cells=load.context_length * load.parallel,
+        slots=load.parallel,
+        batch_tokens=load.batch_tokens,
+        threads=load.threads,
+        gpu_layers=load.gpu_layers,
+        extra_buffers=load.extra_buffers,
+        flash_attention=load.flash_attention,
+    )
 
 
 def main() -> int:

@@ -18,7 +18,9 @@ from service.domain.generation import (
     GrammarKind,
     SamplingParams,
 )
-from tests.integration.engine.driving import GREEDY, greedy, running
+from service.engine.drafting import DraftModel
+from service.llama.quantizer import quantize_model
+from tests.integration.engine.driving import GREEDY, Answer, greedy, running
 from tests.tiny_models import GENERATING, write_adapter
 
 WORDS = json.loads((Path(__file__).parents[3] / "demo" / "words.json").read_text())
@@ -228,3 +230,35 @@ def test_2000_random_requests_with_random_cancellations_leave_all_cells_free(tin
             alive = [request_id for request_id in alive if request_id in driver.engine._requests]
         assert driver.engine.free_cells == 512
         assert all(answer.failed is None for answer in driver.answers.values())
+
+
+def test_drafts_of_a_smaller_level_change_no_text_and_are_mostly_right(gloss: Path, tmp_path: Path) -> None:
+    smaller = tmp_path / "smaller.gguf"
+    quantize_model(gloss, smaller, file_type=15)  # Q4_K_M
+    with running(gloss, cells=512) as driver:
+        draft = DraftModel(
+            smaller,
+            cells=512,
+            slots=4,
+            batch_tokens=64,
+            threads=2,
+            gpu_layers=0,
+            extra_buffers=True,
+            flash_attention=True,
+        )
+        draft.check(driver.model)
+        prompts = [driver.tokens(STORY + str(number)) for number in range(3)]
+        expected = [driver.ask(prompt, greedy(30)).text for prompt in prompts]
+        ids = []
+        for number, prompt in enumerate(prompts, 100):
+            driver.answers[number] = Answer()
+            driver.engine.submit(number, prompt, greedy(30), None, draft)
+            for choice in driver.engine._requests[number]:
+                choice.model_length.choose = lambda limit, *_, **__: min(limit, 4)  # type: ignore[method-assign]
+            ids.append(number)
+        driver.finish()
+        answers = [driver.answers[number] for number in ids]
+        draft.close()
+    assert [answer.text for answer in answers] == expected
+    usages = [answer.ends[0].usage for answer in answers]
+    assert sum(usage.accepted_tokens for usage in usages) > 0.5 * sum(usage.draft_tokens for usage in usages) > 0

@@ -430,6 +430,53 @@ def test_a_step_over_its_time_fails_the_text(gloss_compiler, gloss_model, monkey
     assert not constraint.accept(0)
 
 
+def _chain(levels: int, members: str) -> str:
+    definitions = ",".join(
+        f'"a{n}":' + members.replace("NEXT", f'{{"$ref":"#/$defs/a{n + 1}"}}') for n in range(levels)
+    )
+    return f'{{"$ref":"#/$defs/a0","$defs":{{{definitions},"a{levels}":{{"type":"integer"}}}}}}'
+
+
+@pytest.mark.parametrize(
+    ("levels", "members"),
+    [
+        (290, '{"items":NEXT}'),
+        (195, '{"properties":{"x":NEXT}}'),
+        (145, '{"allOf":[{"items":NEXT},{"minItems":1}]}'),
+        (145, '{"anyOf":[NEXT,{"type":"null"}]}'),
+        (19, '{"items":' * 28 + "NEXT" + "}" * 28),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_longest_chains_of_references_that_are_taken_fit_the_stack(gloss_compiler, levels, members):
+    error = in_thread(gloss_compiler, Grammar(GrammarKind.JSON_SCHEMA, _chain(levels, members)))
+    assert "references" not in str(error)
+
+
+def in_thread(compiler: GrammarCompiler, grammar: Grammar) -> InvalidGrammar | None:
+    """Compile as the engine's side thread does: a stack that overflows would end this process."""
+    made: list[InvalidGrammar | None] = []
+
+    def work() -> None:
+        try:
+            compiler.compile(grammar)
+            made.append(None)
+        except InvalidGrammar as error:
+            made.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+@pytest.mark.parametrize("signs", ["()", "()?", "()*"])
+def test_the_longest_chains_of_rules_that_are_taken_fit_the_stack(gloss_compiler, signs):
+    opening, closing = signs[0] * 28, signs[1:] * 28
+    source = "start: A0\n" + "\n".join(f"A{n}: {opening}A{n + 1}{closing}" for n in range(50)) + '\nA50: "x"'
+    assert in_thread(gloss_compiler, Grammar(GrammarKind.LARK, source)) is None
+
+
 def test_many_threads_compile_at_once_and_the_same_grammar_is_compiled_once(gloss_model, monkeypatch):
     compiler = GrammarCompiler(gloss_model)
     failures: list[BaseException] = []

@@ -101,6 +101,19 @@ def nudged(params: SamplingParams) -> list[SamplingParams]:
     ]
 
 
+def equally_typical(params: SamplingParams, logits: NDArray[np.float32], tokens: set[int]) -> bool:
+    """Whether rounding may choose among these tokens: one more and one less likely than typical can tie."""
+    if params.typical_p == 1.0:
+        return False
+    allowed = np.sort(logits)[-params.top_k :].astype(np.float64)
+    chances = np.exp(allowed - allowed.max())
+    normaliser = float(allowed.max()) + math.log(chances.sum())
+    chances /= chances.sum()
+    entropy = -(chances * np.log(np.maximum(chances, 1e-300))).sum()
+    distances = [abs(normaliser - float(logits[token]) - entropy) for token in tokens]
+    return max(distances) - min(distances) < 2e-5
+
+
 OFF_OR = {
     "top_k": st.sampled_from([0, 1, 2, 40, 300, 4096, 9000]),
     "typical_p": st.just(1.0) | st.floats(0.05, 0.99),
@@ -122,11 +135,13 @@ def test_the_same_tokens_survive_as_in_llama_cpp_with_the_same_probabilities(
     expected = cut_by_llama(params, logits)
     for nearly in nudged(params):
         ours = cut_by_us(nearly, logits)
-        if ours.keys() == expected.keys():
+        differing = ours.keys() ^ expected.keys()
+        if not differing or (len(ours) == len(expected) and equally_typical(params, logits, differing)):
             break
     else:
         pytest.fail(f"{len(expected)} tokens survive in llama.cpp, {len(cut_by_us(params, logits))} here")
-    assert ours == {token: pytest.approx(chance, abs=1e-5) for token, chance in expected.items()}
+    for token in ours.keys() & expected.keys():
+        assert ours[token] == pytest.approx(expected[token], abs=1e-5)
 
 
 @settings(max_examples=60, deadline=None)

@@ -185,7 +185,7 @@ MODELS = ("gloss", "gloss_q4", "wide", "wide_q4_0", "smollm2")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", [F16, Q8_0])
-@pytest.mark.parametrize(("context", "parallel"), [(512, 1), (512, 8), (2048, 2)])
+@pytest.mark.parametrize(("context", "parallel"), [(512, 4), (2048, 2)])
 @pytest.mark.parametrize("model", MODELS)
 async def test_every_shape_takes_what_was_predicted(
     request: pytest.FixtureRequest, model: str, context: int, parallel: int, cache: CacheType
@@ -200,8 +200,10 @@ async def test_every_shape_takes_what_was_predicted(
 @pytest.mark.parametrize("rung", [Rung.NO_EXTRA_BUFFERS, Rung.NO_FLASH_ATTENTION])
 @pytest.mark.parametrize("model", ["gloss", "wide_q4_0", "smollm2"])
 async def test_lower_rungs_take_what_was_predicted(request: pytest.FixtureRequest, model: str, rung: Rung) -> None:
+    """One prompt at a time: without flash attention memory goes with how many tokens of a prompt a step takes."""
     path: Path = request.getfixturevalue(model)
-    assert_near(*await filled_worker(path, 512, 4, F16, F16, rung))
+    context = min(2048, facts(read_header(path)).shape.context_length)
+    assert_near(*await filled_worker(path, context, 1, F16, F16, rung))
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ class ScriptedPool:
     loaded: dict[str, Variant] = field(default_factory=dict)
     asked: list[LoadOptions | None] = field(default_factory=list)
 
-    async def submit(self, variant: Variant, request: GenerationRequest) -> Stream:
+    async def submit(self, variant: Variant, request: GenerationRequest, draft: Variant | None = None) -> Stream:
         self.submitted.append((variant, request))
         self.entered.set()
         if self.hold is not None:

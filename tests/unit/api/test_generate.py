@@ -386,7 +386,9 @@ async def test_several_choices_come_in_their_order_with_their_ends(client, api, 
     assert body["choices"][1]["usage"]["cached_tokens"] == 4
     assert body["choices"][1]["timings"]["prompt_tokens_per_second"] == 2.0
     assert body["usage"] == SUMS
-    assert (body["timings"]["queue_seconds"], body["timings"]["generation_seconds"]) == (0.2, 1.0)
+    together = body["timings"]
+    assert [together[f"{stage}_seconds"] for stage in ("queue", "load", "prompt")] == [0.2, 0.2, 0.25]
+    assert together["generation_seconds"] == pytest.approx(0.1 + 0.5 + 1.0 - 0.45)
     assert "text" not in body
     figures = api.services.metrics.render().decode()
     assert "quantry_prompt_tokens_total 5.0" in figures

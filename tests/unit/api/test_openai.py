@@ -354,8 +354,8 @@ async def test_several_choices_and_their_log_probabilities(client, play):
     assert body["choices"][1]["logprobs"] == {"content": [], "refusal": None}
     assert body["usage"] == SUMS
     assert body["timings"] == {
-        "cache_n": 3, "prompt_n": 2, "prompt_ms": 500.0, "prompt_per_token_ms": 250.0, "prompt_per_second": 4.0,
-        "predicted_n": 5, "predicted_ms": 1000.0, "predicted_per_token_ms": 250.0, "predicted_per_second": 4.0,
+        "cache_n": 3, "prompt_n": 2, "prompt_ms": 250.0, "prompt_per_token_ms": 125.0, "prompt_per_second": 8.0,
+        "predicted_n": 5, "predicted_ms": 1250.0, "predicted_per_token_ms": 312.5, "predicted_per_second": 3.2,
         "draft_n": 10, "draft_n_accepted": 7,
     }  # fmt: skip
 

@@ -34,7 +34,34 @@ def deep_schema(levels: int) -> str:
     return '{"type":"array","items":' * levels + "{}" + "}" * levels
 
 
+def chain(length: int, *, nested: int = 1) -> str:
+    definitions = {f"a{number}": {"$ref": f"#/$defs/a{number + 1}"} for number in range(length)}
+    for name, definition in definitions.items():
+        for _ in range(nested):
+            definition = {"items": definition}
+        definitions[name] = definition
+    return json.dumps({"$ref": "#/$defs/a0", "$defs": {**definitions, f"a{length}": {"type": "integer"}}})
+
+
 HOSTILE = [
+    (GrammarKind.JSON_SCHEMA, chain(1200)),
+    (GrammarKind.JSON_SCHEMA, chain(60, nested=26)),
+    (
+        GrammarKind.JSON_SCHEMA,
+        json.dumps({"$ref": "#/x/0", "x": [{"items": {"$ref": f"#/x/{number + 1}"}} for number in range(1200)]}),
+    ),
+    (
+        GrammarKind.JSON_SCHEMA,
+        json.dumps(
+            {
+                "$ref": "#n0",
+                "$defs": {
+                    f"a{number}": {"$anchor": f"n{number}", "items": {"$ref": f"#n{number + 1}"}}
+                    for number in range(900)
+                },
+            }
+        ),
+    ),
     (GrammarKind.GBNF, "root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000),
     (GrammarKind.GBNF, "root ::= " + "(" * 8000 + '"a"' + ")" * 8000),
     (GrammarKind.GBNF, 'root ::= (("a"*)*)*'),
@@ -48,6 +75,7 @@ HOSTILE = [
     (GrammarKind.REGEX, "\ud800"),
     (GrammarKind.LARK, "start: " + "(" * 8000 + '"a"' + ")" * 8000),
     (GrammarKind.LARK, "start: " + "[" * 8000 + '"a"' + "]" * 8000),
+    (GrammarKind.LARK, "start: A0\n" + "\n".join(f"A{n}: {'(' * 28}A{n + 1}{')' * 28}" for n in range(200))),
     (GrammarKind.LARK, 'start: "a"{1000000}'),
     (GrammarKind.LARK, 'start: "a" ~ 1..1000000'),
     (GrammarKind.LARK, "start: /a{1000000}/"),
@@ -97,8 +125,11 @@ def test_a_hostile_grammar_is_refused_within_a_tenth_of_a_second(kind, source):
         (GrammarKind.REGEX, r"\{1000000\}[{1000000}(((]\p{Lu}\x{1F600}(\w+\s?){1,100}"),
         (GrammarKind.LARK, 'start: "((((" /[(]{3}/ // ((( {1000000}\n'),
         (GrammarKind.LARK, 'start: %json {"multipleOf": 0.01, "x-guidance": {"lenient": true}} A\nA: "b"~1..5'),
+        (GrammarKind.LARK, "start: a0\n" + "\n".join(f'a{n}: ("x" | a{n + 1}*)\n | "y"' for n in range(400))),
         (GrammarKind.GBNF, 'root ::= "((((" [(){] # ((( {1000000}\n'),
         (GrammarKind.JSON_SCHEMA, deep_schema(limits.MAX_SCHEMA_DEPTH - 1)),
+        (GrammarKind.JSON_SCHEMA, chain(200)),
+        (GrammarKind.JSON_SCHEMA, '{"$defs":{"a":{"items":{"$ref":"#"}}},"items":{"$ref":"#/$defs/a"}}'),
         (GrammarKind.JSON_SCHEMA, '{"description":"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["}'),
         (GrammarKind.JSON_SCHEMA, '{"description":"' + "x" * 10_000 + '"}'),
         (GrammarKind.JSON_SCHEMA, '{"properties":{"$ref":{"$ref":"#/$defs/a"}},"$defs":{"a":{}}}'),

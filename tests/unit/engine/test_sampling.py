@@ -237,7 +237,13 @@ def test_seeds_differ_and_no_seed_is_a_fresh_one() -> None:
 
 def test_a_seed_draws_the_same_tokens_on_every_machine_and_version() -> None:
     logits = np.zeros(1000, dtype=np.float32)
-    assert tokens(replace(UNCUT, seed=7), [logits] * 6) == [323, 150, 650, 72, 535, 365]
+    assert tokens(replace(UNCUT, seed=7), [logits] * 6) == [712, 498, 52, 24, 792, 798]
+    assert tokens(replace(UNCUT, seed=7, top_k=900), [logits] * 6) == [235, 793, 52, 518, 792, 121]
+    assert tokens(replace(UNCUT, seed=7, mirostat=2, mirostat_tau=20.0), [logits] * 6) == [235, 793, 52, 518, 792, 121]
+    # The first outputs of SplitMix64 from state 0.
+    outputs = (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4)
+    expected = [-math.log(((output >> 12) + 0.5) / (1 << 52)) for output in outputs]
+    assert exponentials(np.array([1, 2]), 0).tolist() == pytest.approx(expected)
 
 
 def test_a_token_takes_the_same_random_numbers_whatever_the_logits_are() -> None:

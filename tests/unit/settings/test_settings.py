@@ -148,3 +148,13 @@ def test_variables_of_clients_tests_and_tools_are_left_alone(monkeypatch):
 def test_the_module_loads_no_native_code():
     code = "import service.settings, sys; sys.exit(bool({'numpy', 'llama_cpp'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_quantized_values_without_flash_attention_refuse_to_start(monkeypatch):
+    monkeypatch.setenv("QUANTRY_CACHE_TYPE_V", "q8_0")
+    assert load_settings().cache_type_v == "q8_0"
+    monkeypatch.setenv("QUANTRY_FLASH_ATTENTION", "off")
+    with pytest.raises(InvalidParameter, match=r"q8_0 need flash attention; set QUANTRY_FLASH_ATTENTION=auto"):
+        load_settings()
+    monkeypatch.setenv("QUANTRY_CACHE_TYPE_V", "auto")
+    assert load_settings().flash_attention == "off"
