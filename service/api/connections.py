@@ -39,6 +39,7 @@ class Connection(HttpToolsProtocol):
     """Give the class to uvicorn as its `http`."""
 
     _in_head = False
+    _began = False  # the present head, in the present read
     _parsed_bytes = 0  # of the present head, or of its trailers
     _late_bytes = 0  # that came for the present head after the read it began in
 
@@ -53,9 +54,9 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; a head that is still not whole after `MAX_HEAD_BYTES` and the read it began in is refused."""
-        was_in_head = self._in_head
+        self._began = False
         super().data_received(data)
-        if was_in_head and self._in_head:
+        if self._in_head and not self._began:
             self._late_bytes += len(data)
             if self._late_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too large.")
@@ -70,7 +71,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head = True
+        self._in_head = self._began = True
         self._parsed_bytes = self._late_bytes = 0
         super().on_message_begin()
 

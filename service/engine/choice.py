@@ -58,6 +58,7 @@ class Choice:
     ngram_length: DraftLength = field(default_factory=DraftLength)
     model_length: DraftLength = field(default_factory=DraftLength)
     guessed_by: DraftLength | None = None  # whose draft is being verified; None for tokens that a grammar forces
+    foreseen: int | None = None  # the next token as looked up, where no draft was worth computing
     drafted: int = 0
     accepted: int = 0
     generated: int = 0
@@ -92,6 +93,9 @@ class Choice:
         if model.is_end(token) and not self.request.ignore_eos:
             self.finished = FinishReason.STOP
             return token
+        if self.foreseen is not None:
+            self.ngram_length.observe(1, int(token == self.foreseen))
+            self.foreseen = None
         self.sequence.tokens.append(token)
         text = self.text.push(model.piece(token))
         logprobs = () if raw is None else (self._logprob(model, raw, token),)

@@ -211,7 +211,9 @@ class Engine:
             length = self._draft_length(choice.ngram_length, len(draft), streams) if draft else 0
             if length:
                 sequence.draft, choice.guessed_by = draft[:length], choice.ngram_length
-            elif choice.draft_model is not None:
+                continue
+            choice.foreseen = draft[0] if draft else None
+            if choice.draft_model is not None:
                 model = choice.draft_model
                 length = self._draft_length(
                     choice.model_length, min(limit, _LONGEST_MODEL_DRAFT), streams, model.guess_seconds

@@ -13,7 +13,7 @@ _GRAM = 3  # tokens that must agree before what follows them is worth a guess
 _MEMORY = 0.9  # how much of what was seen still counts after each verified draft
 _PRIOR_ACCEPTED, _PRIOR_REFUSED = 3.0, 1.0
 _HOPELESS = 0.05  # a guess that is right so seldom is not worth its arithmetic
-_RETRY_AFTER = 16  # tokens without guessing after it did not pay
+_RETRY_AFTER = 16  # tokens without guesses that cost something after they did not pay
 
 
 class NgramIndex:
@@ -45,7 +45,11 @@ class NgramIndex:
 
 
 class DraftLength:
-    """How many guesses pay for one sequence, from how many were right lately."""
+    """How many guesses pay for one sequence, from how many were right lately.
+
+    Guesses that are looked up cost nothing, so one is made for every token: whether it would have been right is known
+    also where none was computed.
+    """
 
     def __init__(self) -> None:
         self._accepted = _PRIOR_ACCEPTED
@@ -58,7 +62,7 @@ class DraftLength:
         return self._accepted / (self._accepted + self._refused)
 
     def observe(self, drafted: int, accepted: int) -> None:
-        """A draft was verified."""
+        """A draft was verified, or would have been right or wrong."""
         self._accepted = self._accepted * _MEMORY + accepted
         self._refused = self._refused * _MEMORY + (accepted < drafted)
 
@@ -96,7 +100,7 @@ class DraftLength:
             gain = expected * worth - (seconds - base) - length * guess_seconds
             if gain > best_gain:
                 best, best_gain = length, gain
-        if best == 0:
+        if best == 0 and guess_seconds > 0.0:
             # It may pay again once the text is another; forget half of the bad luck meanwhile.
             self._rest = _RETRY_AFTER
             self._accepted = (self._accepted + _PRIOR_ACCEPTED) / 2

@@ -79,3 +79,31 @@ def test_a_frame_cut_short_is_the_end_of_the_stream():
 def test_bytes_that_are_no_message_raise_nothing_but_bad_frame(body):
     with suppress(BadFrame):
         read(protocol.FromWorker, struct.pack(">I", len(body)) + body)
+
+
+@given(st.lists(st.integers(1, 300), max_size=30))
+def test_frames_are_read_whole_however_the_bytes_come(sizes):
+    async def read_all() -> list[object]:
+        stream, reader, data, got = asyncio.StreamReader(), FrameReader(protocol.FromWorker), b"".join(frames), []
+        start = 0
+        for size in sizes:
+            stream.feed_data(data[start : start + size])
+            start += size
+            await asyncio.sleep(0)
+        stream.feed_data(data[start:])
+        stream.feed_eof()
+        while (message := await reader.read(stream)) is not None:
+            got.append(message)
+        return got
+
+    frames = [encode(event) for event in EVENTS]
+    assert asyncio.run(read_all()) == EVENTS
+    frames.append(encode(EVENTS[0])[:-1])  # cut short by a death
+    assert asyncio.run(read_all()) == EVENTS
+
+
+async def test_a_frame_over_the_limit_is_refused_by_its_length_alone():
+    stream = asyncio.StreamReader()
+    stream.feed_data(b"\xff\xff\xff\xff")
+    with pytest.raises(BadFrame, match="limit"):
+        await FrameReader(protocol.FromWorker).read(stream)
