@@ -150,10 +150,10 @@ async def filled_worker(
         await worker.stop()
 
 
-def assert_near(resident: int, need: MemoryNeed) -> None:
+def assert_near(resident: int, need: MemoryNeed, *, at_most: float = 1.1) -> None:
     ratio = need.total_bytes / resident
     print(f"resident {resident / 2**20:.1f} MiB, predicted {need.total_bytes / 2**20:.1f}, ratio {ratio:.3f}")
-    assert 0.9 <= ratio <= 1.1, (f"{ratio:.3f}", resident, need)
+    assert 0.9 <= ratio <= at_most, (f"{ratio:.3f}", resident, need)
 
 
 @pytest.fixture(scope="session")
@@ -202,10 +202,11 @@ async def test_every_shape_takes_what_was_predicted(
 @pytest.mark.parametrize("rung", [Rung.NO_EXTRA_BUFFERS, Rung.NO_FLASH_ATTENTION])
 @pytest.mark.parametrize("model", ["gloss", "wide_q4_0", "smollm2"])
 async def test_lower_rungs_take_what_was_predicted(request: pytest.FixtureRequest, model: str, rung: Rung) -> None:
-    """One prompt at a time: without flash attention memory goes with how many tokens of a prompt a step takes."""
+    """Without flash attention the scores of a whole step are counted, and not all of them are always touched."""
     path: Path = request.getfixturevalue(model)
     context = min(1024, facts(read_header(path)).shape.context_length)
-    assert_near(*await filled_worker(path, context, 1, F16, F16, rung))
+    at_most = 1.2 if rung is Rung.NO_FLASH_ATTENTION else 1.1
+    assert_near(*await filled_worker(path, context, 1, F16, F16, rung), at_most=at_most)
 
 
 @pytest.mark.slow
