@@ -1,8 +1,8 @@
 """The worker child: one loaded variant, one batching engine. `python -m service.workers.worker --channel FD`.
 
 The main thread runs the engine and answers pings from inside its loop, so that a stuck loop is found. Side threads: one
-reads frames; one prepares prompts and grammars (both may be slow); one writes frames, so that the engine never waits
-for the server. Knows no HTTP and no SQL.
+reads frames; one prepares prompts and grammars (both may be slow); one sends what the server does not take at once, so
+that the engine never waits for it. Knows no HTTP and no SQL.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from service.llama.embedding import generates
 from service.llama.mapping import release_mapped_pages
 from service.llama.model import Model
 from service.workers.canary import run_canary, run_embedding_canary
+from service.workers.outbox import Outbox
 from service.workers.preparing import Prepared, PreparedEmbed, PreparedSubmit, Preparer
 from service.workers.protocol import (
     VERSION,
@@ -40,7 +41,6 @@ from service.workers.protocol import (
     Embedded,
     EmbedFailed,
     Events,
-    FromWorker,
     Load,
     LoadFailed,
     Pause,
@@ -64,7 +64,7 @@ class Worker:
         self._channel = channel
         self._frames: FrameReader[ToWorker] = FrameReader(ToWorker)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._outgoing: queue.SimpleQueue[FromWorker] = queue.SimpleQueue()
+        self._outgoing = Outbox(channel)
         self._preparing: dict[int, bool] = {}  # request id -> cancelled meanwhile
         self._preparing_lock = threading.Lock()
         self._pause_first: set[int] = set()  # paused before the engine had them
@@ -97,8 +97,8 @@ class Worker:
         self._engine = engine
         self._preparer = Preparer(model, self._commands.put, lambda path: _load_draft(path, load))
         self._preparer.start()
-        for target in (self._read, self._write):
-            threading.Thread(target=target, daemon=True).start()
+        self._outgoing.start()
+        threading.Thread(target=self._read, daemon=True).start()
         self._outgoing.put(
             Ready(
                 load_seconds=time.monotonic() - started,
@@ -240,7 +240,7 @@ class Worker:
             else:
                 self._outgoing.put(EmbedFailed(id=request_id, failed=outcome))
 
-    # --- the channel's threads ---------------------------------------------------------------------------------
+    # --- the reading thread ------------------------------------------------------------------------------------
 
     def _read(self) -> None:
         while (message := self._frames.read_blocking(self._stream)) is not None:
@@ -251,13 +251,6 @@ class Worker:
             elif not isinstance(message, Load):
                 self._commands.put(message)
         os._exit(0)  # the server is gone, and nobody is left to answer
-
-    def _write(self) -> None:
-        while True:
-            try:
-                self._channel.sendall(encode(self._outgoing.get()))
-            except OSError:
-                os._exit(0)
 
 
 def _make_engine(model: Model, load: Load) -> Engine | None:
