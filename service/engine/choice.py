@@ -180,7 +180,12 @@ def make_choices(
                 index=index,
                 request=request,
                 sequence=Sequence(
-                    tokens=list(tokens), prompt_length=len(tokens), client=request.client, salt=salt, adapters=adapters
+                    tokens=list(tokens),
+                    prompt_length=len(tokens),
+                    client=request.client,
+                    salt=salt,
+                    adapters=adapters,
+                    lasting=any(message.role == "assistant" for message in request.messages),
                 ),
                 max_tokens=max_tokens,
                 sampler=make_sampler(sampling, model, tokens),

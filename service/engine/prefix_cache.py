@@ -57,7 +57,7 @@ class _Node:
     memory cannot be cut, such nodes are listed all the same: each ends where another state is.
     """
 
-    __slots__ = ("branches", "children", "listed", "parent", "start", "tokens")
+    __slots__ = ("branches", "children", "listed", "parent", "reused", "start", "tokens")
 
     def __init__(self, parent: _Node | None, start: int, tokens: list[int], branches: set[int]) -> None:
         self.parent = parent
@@ -66,6 +66,7 @@ class _Node:
         self.branches = branches
         self.children: dict[int, list[_Node]] = {}  # listed ones, by first token
         self.listed = False
+        self.reused = False  # a later request has begun with it
 
     @property
     def end(self) -> int:
@@ -75,12 +76,13 @@ class _Node:
 class _Branch:
     """Where one sequence of llama.cpp ends in the tree."""
 
-    __slots__ = ("held", "id", "last_used", "node")
+    __slots__ = ("held", "id", "last_used", "lasting", "node")
 
     def __init__(self, branch_id: int, node: _Node, last_used: int) -> None:
         self.id = branch_id
         self.node = node
         self.held = True
+        self.lasting = False
         self.last_used = last_used
 
     @property
@@ -202,6 +204,7 @@ class PrefixCache:
             if not self._is_held(step):
                 self._held += len(step.tokens)
             step.branches.add(branch_id)
+            step.reused = True
         self._branches[branch_id] = branch
         return branch_id
 
@@ -219,9 +222,13 @@ class PrefixCache:
         self._used += len(tokens)
         self._held += len(tokens)
 
-    def keep(self, branch_id: int) -> None:
-        """Its request is over: the branch stays as a cached one, unless it adds nothing to what is cached."""
+    def keep(self, branch_id: int, *, lasting: bool = False) -> None:
+        """Its request is over: the branch stays as a cached one, unless it adds nothing to what is cached.
+
+        A `lasting` one is expected to be gone on with, and is not trimmed.
+        """
         branch = self._branches[branch_id]
+        branch.lasting = lasting
         worth = self.keeps and branch.length > 0 and (branch.node.listed or self._merge(branch))
         if not worth:
             self.release(branch_id)
@@ -263,6 +270,19 @@ class PrefixCache:
             branch = min(cached, key=lambda candidate: candidate.last_used)
             self._shorten(branch, tokens - self.free_cells)
         return True
+
+    def trim(self, limit: int) -> None:
+        """Shorten cached branches until only `limit` cells are cached, as far as nothing was reused and may last.
+
+        Attention looks at every cell in use, also to find that it belongs to others: what nobody comes back for
+        makes everybody slower.
+        """
+        while self.cached_cells > limit:
+            idle = [branch for branch in self._cached() if not branch.lasting and not branch.node.reused]
+            if not idle:
+                return
+            branch = min(idle, key=lambda candidate: candidate.last_used)
+            self._shorten(branch, len(branch.node.tokens))
 
     # --- inside ------------------------------------------------------------------------------------------------
 
@@ -316,6 +336,7 @@ class PrefixCache:
         upper = _Node(node.parent, node.start, node.tokens[: length - node.start], set(node.branches))
         assert node.parent is not None
         upper.listed = node.listed
+        upper.reused = node.reused
         if node.listed:
             siblings = node.parent.children[upper.tokens[0]]
             siblings[siblings.index(node)] = upper

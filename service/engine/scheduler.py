@@ -21,6 +21,8 @@ from service.engine.prefix_cache import CacheAction, Match, PrefixCache
 
 # Fewer tokens than this are computed again rather than waited for.
 _WORTH_WAITING = 8
+# Cells that wait for somebody to come back slow running streams down: beside them only so many, or a quarter of theirs.
+_IDLE_CELLS = 256
 # A beginning that two prompts share is worth a checkpoint from this length on (memories that cannot be cut).
 _WORTH_CHECKPOINT = 32
 
@@ -43,6 +45,7 @@ class Sequence:
     computed: int = 0
     cached: int = 0  # tokens found in the cache when it was first admitted
     branch: int = -1
+    lasting: bool = False  # a conversation: its next turn is expected
     parked: bool = False
     was_admitted: bool = False
     waits_for: Sequence | None = None  # computes a beginning that this one shares ...
@@ -149,6 +152,8 @@ class Scheduler:
     def plan(self, prompt_tokens: int) -> Plan:
         """Decide the next step, with at most `prompt_tokens` tokens of prompts. An empty plan: nothing can be done."""
         plan = Plan()
+        if any(sequence.is_generating for sequence in self._running):
+            self.cache.trim(max(_IDLE_CELLS, self.cache.held_cells // 4))
         self._make_room_for_running()
         self._leave_checkpoints()
         self._admit(plan)
@@ -182,7 +187,7 @@ class Scheduler:
             return
         self._running.remove(sequence)
         if keep:
-            self.cache.keep(sequence.branch)
+            self.cache.keep(sequence.branch, lasting=sequence.lasting)
         else:
             self.cache.release(sequence.branch)
         sequence.branch = -1

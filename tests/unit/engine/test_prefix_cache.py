@@ -59,7 +59,7 @@ class CacheMachine(RuleBasedStateMachine):
     def keep(self, data: st.DataObject) -> None:
         branch = data.draw(st.sampled_from(sorted(self.held)))
         del self.held[branch]
-        self.cache.keep(branch)
+        self.cache.keep(branch, lasting=data.draw(st.booleans()))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -72,6 +72,10 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def checkpoint(self, data: st.DataObject) -> None:
         self.cache.checkpoint(data.draw(st.sampled_from(sorted(self.held))))
+
+    @rule(limit=st.integers(0, 60))
+    def trim(self, limit: int) -> None:
+        self.cache.trim(limit)
 
     @rule(tokens=st.integers(0, 60))
     def make_room(self, tokens: int) -> None:
@@ -176,3 +180,13 @@ def test_nothing_is_kept_where_keeping_is_off() -> None:
     cache.extend(branch, [1, 2, 3])
     cache.keep(branch)
     assert cache.used_cells == 0
+
+
+def test_trimming_takes_what_nobody_came_back_for_and_leaves_what_may_last() -> None:
+    cache = filled([1, 1, 1, 1], [2, 2, 2, 2])
+    conversation = cache.take("", NOTHING)
+    cache.extend(conversation, [3, 3, 3, 3])
+    cache.keep(conversation, lasting=True)
+    cache.keep(cache.take("", cache.match("", [1, 1])))
+    cache.trim(0)
+    assert [cache.match("", [token] * 4).length for token in (1, 2, 3)] == [2, 0, 4]
