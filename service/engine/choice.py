@@ -55,10 +55,12 @@ class Choice:
     constraint: Constraint | None = None
     draft_model: DraftModel | None = None
     ngrams: NgramIndex = field(default_factory=NgramIndex)
-    ngram_length: DraftLength = field(default_factory=DraftLength)
+    short_match: DraftLength = field(default_factory=DraftLength)
+    long_match: DraftLength = field(default_factory=lambda: DraftLength(hopeful=True))
     model_length: DraftLength = field(default_factory=DraftLength)
     guessed_by: DraftLength | None = None  # whose draft is being verified; None for tokens that a grammar forces
-    foreseen: int | None = None  # the next token as looked up, where no draft was worth computing
+    # The next token as looked up, where no draft was worth computing, and who answers for it.
+    foreseen: tuple[int, DraftLength] | None = None
     drafted: int = 0
     accepted: int = 0
     generated: int = 0
@@ -94,7 +96,8 @@ class Choice:
             self.finished = FinishReason.STOP
             return token
         if self.foreseen is not None:
-            self.ngram_length.observe(1, int(token == self.foreseen))
+            guess, length = self.foreseen
+            length.observe(1, int(token == guess))
             self.foreseen = None
         self.sequence.tokens.append(token)
         text = self.text.push(model.piece(token))

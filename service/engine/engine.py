@@ -27,6 +27,7 @@ from service.llama.context import Context
 from service.llama.model import Model
 
 _NO_ROOM = 1  # llama_decode: no free cells for this batch
+_LONGER_ALONE = 2
 _LONGEST_MODEL_DRAFT = 16  # each guess of a smaller model costs a decode
 
 Events = list[tuple[int, GenerationEvent]]
@@ -207,12 +208,13 @@ class Engine:
             if choice.constraint is not None and (forced := choice.constraint.forced()):
                 sequence.draft, choice.guessed_by = forced[:limit], None
                 continue
-            draft = choice.ngrams.draft(sequence.tokens, limit)
-            length = self._draft_length(choice.ngram_length, len(draft), streams) if draft else 0
+            draft, is_long = choice.ngrams.draft(sequence.tokens, limit)
+            match = choice.long_match if is_long else choice.short_match
+            length = self._draft_length(match, len(draft), streams) if draft else 0
             if length:
-                sequence.draft, choice.guessed_by = draft[:length], choice.ngram_length
+                sequence.draft, choice.guessed_by = draft[:length], match
                 continue
-            choice.foreseen = draft[0] if draft else None
+            choice.foreseen = (draft[0], match) if draft else None
             if choice.draft_model is not None:
                 model = choice.draft_model
                 length = self._draft_length(
@@ -226,9 +228,9 @@ class Engine:
                 sequence.draft = draft
 
     def _draft_length(self, length: DraftLength, limit: int, streams: int, guess_seconds: float = 0.0) -> int:
-        return length.choose(
-            limit, streams, self._pace.step_seconds, self._options.max_gap_seconds, guess_seconds=guess_seconds
-        )
+        # A stream alone gets the tokens of a long step all at once; others would only wait for it.
+        longest = self._options.max_gap_seconds * (1 if streams > 1 else _LONGER_ALONE)
+        return length.choose(limit, streams, self._pace.step_seconds, longest, guess_seconds=guess_seconds)
 
     def _decode(self, plan: Plan) -> int:
         work = Work(generated=plan.generated_tokens, prompt=plan.prompt_tokens)

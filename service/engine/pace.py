@@ -8,8 +8,10 @@ from __future__ import annotations
 import bisect
 
 _WEIGHT = 0.25  # of the newest measurement
-_UNKNOWN_CHUNK = 64  # prompt tokens beside running streams before anything has been measured
-_SMALLEST_CHUNK = 8  # a prompt goes on at least at this pace
+# llama.cpp's attention takes tiles of 64 tokens, and is several times slower for fewer: smaller pieces of a long prompt
+# would make it slower and slower. The gap is exceeded rather than that.
+_SMALLEST_CHUNK = 64
+_LEAST_MEASURED = 8  # prompt tokens in a step from which their cost can be told from the rest
 _ALONE_SECONDS = 0.5  # nobody waits for a token, but a client may hang up: steps stay short
 
 
@@ -17,7 +19,7 @@ class Pace:
     """Learns from every step."""
 
     def __init__(self, *, batch_tokens: int, max_gap_seconds: float) -> None:
-        """`max_gap_seconds` is how long a step may take while streams run; a bound on the gap between their tokens."""
+        """`max_gap_seconds` is how long a step should take at most while streams run: the gap between their tokens."""
         self.batch_tokens = batch_tokens
         self.max_gap_seconds = max_gap_seconds
         self._generation: dict[int, float] = {}  # tokens in the step -> seconds
@@ -33,7 +35,7 @@ class Pace:
                 known = seconds
             # A single slow step (another process, a page fault) says little about the next one.
             self._generation[generated] = known + _WEIGHT * (min(seconds, 3 * known) - known)
-        elif prompt >= _SMALLEST_CHUNK:
+        elif prompt >= _LEAST_MEASURED:
             each = max(seconds - self.step_seconds(generated), seconds * prompt / (2 * (prompt + generated))) / prompt
             known = self._prompt_token or each
             self._prompt_token = known + _WEIGHT * (min(each, 3 * known) - known)
@@ -59,6 +61,6 @@ class Pace:
     def prompt_tokens(self, generating: int) -> int:
         """How many prompt tokens the next step may take beside `generating` running streams."""
         if not self._prompt_token:
-            return _UNKNOWN_CHUNK if generating else self.batch_tokens
+            return min(_SMALLEST_CHUNK, self.batch_tokens) if generating else self.batch_tokens
         allowed = self.max_gap_seconds - self.step_seconds(generating) if generating else _ALONE_SECONDS
-        return max(_SMALLEST_CHUNK, min(self.batch_tokens, int(allowed / self._prompt_token)))
+        return min(self.batch_tokens, max(_SMALLEST_CHUNK, int(allowed / self._prompt_token)))

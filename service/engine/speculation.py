@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 _GRAM = 3  # tokens that must agree before what follows them is worth a guess
+_LONG = 8  # tokens that agree where a text is being copied, most likely
 _MEMORY = 0.9  # how much of what was seen still counts after each verified draft
-_PRIOR_ACCEPTED, _PRIOR_REFUSED = 3.0, 1.0
+_DOUBTFUL, _HOPEFUL = (3.0, 1.0), (8.0, 0.2)  # right and wrong guesses to begin with
 _HOPELESS = 0.05  # a guess that is right so seldom is not worth its arithmetic
 _RETRY_AFTER = 16  # tokens without guesses that cost something after they did not pay
 
@@ -23,25 +24,25 @@ class NgramIndex:
         self._last: dict[tuple[int, ...], int] = {}
         self._indexed = 0
 
-    def draft(self, tokens: list[int], limit: int) -> list[int]:
+    def draft(self, tokens: list[int], limit: int) -> tuple[list[int], bool]:
         """What followed the last time that `tokens` ended as it does now; at most `limit` tokens, maybe none.
 
-        A text that repeats itself is continued past its own end.
+        And whether it ended so for long. A text that repeats itself is continued past its own end.
         """
         if limit <= 0 or len(tokens) <= _GRAM:
-            return []
+            return [], False
         # The last run itself is left out: it would find itself.
         for end in range(max(self._indexed, _GRAM), len(tokens)):
             self._last[tuple(tokens[end - _GRAM : end])] = end
         self._indexed = len(tokens)
         start = self._last.get(tuple(tokens[-_GRAM:]))
         if start is None:
-            return []
+            return [], False
         found = tokens[start : start + limit]
         period = len(tokens) - start
         while len(found) < limit:
             found += found[-period:]
-        return found[:limit]
+        return found[:limit], start >= _LONG and tokens[start - _LONG : start] == tokens[-_LONG:]
 
 
 class DraftLength:
@@ -51,9 +52,10 @@ class DraftLength:
     also where none was computed.
     """
 
-    def __init__(self) -> None:
-        self._accepted = _PRIOR_ACCEPTED
-        self._refused = _PRIOR_REFUSED
+    def __init__(self, *, hopeful: bool = False) -> None:
+        """`hopeful` for guesses that are mostly right: where a text is being copied."""
+        self._prior = _HOPEFUL if hopeful else _DOUBTFUL
+        self._accepted, self._refused = self._prior
         self._rest = 0
 
     @property
@@ -103,6 +105,6 @@ class DraftLength:
         if best == 0 and guess_seconds > 0.0:
             # It may pay again once the text is another; forget half of the bad luck meanwhile.
             self._rest = _RETRY_AFTER
-            self._accepted = (self._accepted + _PRIOR_ACCEPTED) / 2
-            self._refused = (self._refused + _PRIOR_REFUSED) / 2
+            self._accepted = (self._accepted + self._prior[0]) / 2
+            self._refused = (self._refused + self._prior[1]) / 2
         return best

@@ -54,7 +54,7 @@ class Context:
         `self.sequences` ids exist: more than asked for, so that others can stay in the cache. `batch_tokens` bounds one
         decode call, `self.max_outputs` the logits in it. Raises LoadFailed when the memory cannot be had.
         """
-        # An id costs a row of logits, of which unused ones are never touched; a recurrent memory reserves a state each.
+        # An id costs a row of logits (memory.py counts them); a recurrent memory reserves a state for each as well.
         spare = sequences + 2 if model.has_recurrent_state else 2 * sequences + 16
         self.sequences = min(_MAX_SEQUENCES, sequences + spare)
         self.max_outputs = min(batch_tokens, sequences + _DRAFT_OUTPUTS)

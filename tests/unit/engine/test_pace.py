@@ -19,10 +19,10 @@ def measured(gap: float = 0.25, token: float = 0.004) -> Pace:
 
 
 def test_prompts_beside_streams_fit_into_the_gap() -> None:
-    pace = measured()
+    pace = measured(token=0.002)
     tokens = pace.prompt_tokens(generating=4)
-    assert 45 <= tokens <= 62
-    assert 0.020 + tokens * 0.004 <= 0.27
+    assert 100 <= tokens <= 120
+    assert 0.020 + tokens * 0.002 <= 0.27
 
 
 def test_prompts_alone_take_larger_steps_that_stay_short_enough_to_cancel() -> None:
@@ -35,8 +35,8 @@ def test_before_anything_is_known_a_prompt_alone_takes_the_whole_batch_and_a_car
     assert pace.prompt_tokens(generating=3) == 64
 
 
-def test_a_prompt_goes_on_however_tight_the_gap_is() -> None:
-    assert measured(gap=0.001).prompt_tokens(generating=4) == 8
+def test_a_prompt_goes_on_however_tight_the_gap_is_in_pieces_that_attention_is_made_for() -> None:
+    assert measured(gap=0.001).prompt_tokens(generating=4) == 64
 
 
 def test_costs_between_and_beyond_the_measured_sizes_follow_from_them() -> None:
@@ -62,5 +62,5 @@ def test_whatever_is_measured_the_answers_make_sense(
     for generated, prompt, seconds in observations:
         if generated + prompt:
             pace.observe(generated, prompt, seconds)
-    assert 8 <= pace.prompt_tokens(generating) <= 512
+    assert 64 <= pace.prompt_tokens(generating) <= 512
     assert pace.step_seconds(generating) >= 0

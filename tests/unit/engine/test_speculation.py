@@ -11,20 +11,20 @@ tokens_lists = st.lists(st.integers(0, 3), max_size=60)
 
 
 def test_what_followed_the_last_three_tokens_before_is_guessed() -> None:
-    assert NgramIndex().draft([1, 2, 3, 4, 5, 6, 1, 2, 3], 2) == [4, 5]
+    assert NgramIndex().draft([1, 2, 3, 4, 5, 6, 1, 2, 3], 2) == ([4, 5], False)
 
 
 def test_the_latest_occurrence_counts() -> None:
-    assert NgramIndex().draft([1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3], 1) == [5]
+    assert NgramIndex().draft([1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3], 1) == ([5], False)
 
 
 def test_nothing_is_guessed_where_nothing_repeats() -> None:
-    assert NgramIndex().draft([1, 2, 3, 4, 5, 6, 7], 4) == []
-    assert NgramIndex().draft([1, 2], 4) == []
+    assert NgramIndex().draft([1, 2, 3, 4, 5, 6, 7], 4) == ([], False)
+    assert NgramIndex().draft([1, 2], 4) == ([], False)
 
 
 def test_a_repetition_is_continued_past_its_own_end() -> None:
-    assert NgramIndex().draft([7, 1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
+    assert NgramIndex().draft([7, 1, 2, 1, 2, 1, 2], 5) == ([1, 2, 1, 2, 1], False)
 
 
 @given(tokens_lists, st.integers(0, 9))
@@ -35,7 +35,7 @@ def test_a_text_that_grows_token_by_token_gets_the_guesses_of_one_looked_at_whol
     for end in range(len(tokens) + 1):
         grown = index.draft(tokens[:end], limit)
         assert grown == NgramIndex().draft(tokens[:end], limit)
-        assert len(grown) in (0, limit)
+        assert len(grown[0]) in (0, limit)
 
 
 def flat(tokens: int) -> float:
@@ -95,3 +95,10 @@ def test_no_step_takes_longer_than_it_may_on_account_of_guesses() -> None:
 def test_a_guess_that_costs_a_decode_must_be_worth_it() -> None:
     assert DraftLength().choose(8, 1, flat, 1, guess_seconds=0.001) > 0
     assert DraftLength().choose(8, 1, flat, 1, guess_seconds=0.012) == 0
+
+
+def test_a_long_agreement_is_told_from_a_short_one_and_trusted_more() -> None:
+    text = list(range(20))
+    assert NgramIndex().draft([*text, 99, *text[:10]], 3) == ([10, 11, 12], True)
+    assert NgramIndex().draft([*text, 99, *text[:5]], 3) == ([5, 6, 7], False)
+    assert DraftLength(hopeful=True).choose(32, 1, linear, 1) > DraftLength().choose(32, 1, linear, 1)
