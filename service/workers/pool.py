@@ -20,8 +20,8 @@ from service.domain.catalog import Variant
 from service.domain.errors import (
     BlobCorrupt,
     Busy,
+    Conflict,
     DoesNotFit,
-    InvalidParameter,
     QuantryError,
     QueueFull,
     ShuttingDown,
@@ -389,16 +389,14 @@ class Pool:
     def _promise_draft(self, slot: Slot, draft: Variant) -> None:
         """Give a ready worker the memory for a second, smaller model; it has one at most.
 
-        Raises InvalidParameter for a draft that is no help, DoesNotFit when there is no room for it.
+        Raises Conflict for a draft that is no help, DoesNotFit when there is no room for it.
         """
         if slot.draft is not None and slot.draft.digest == draft.digest:
             return
         if draft.digest == slot.variant.digest:
-            raise InvalidParameter(
-                f"{draft.name} cannot draft for itself; name a smaller level of it as draft.", param="draft"
-            )
+            raise Conflict(f"{draft.name} cannot draft for itself; name a smaller level of it as draft.", param="draft")
         if slot.draft is not None:
-            raise InvalidParameter(
+            raise Conflict(
                 f"{slot.draft.name} drafts for {slot.variant.name} already; use it, or unload the model first.",
                 param="draft",
             )

@@ -15,11 +15,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from service.domain.errors import InvalidModel, QuantryError
+from service.gguf.files import read_header
 from service.llama.context import Context
 from service.llama.model import Model
 from service.llama.quantizer import quantize_model
-from service.domain.errors import InvalidModel, QuantryError
-from service.gguf.files import read_header
 
 INTERESTING = (0, 1, 2, 3, 5, 12, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 
@@ -34,7 +34,7 @@ def run_through_llama(path: Path) -> None:
         model.piece(token)
     context = Context(model, cells=256, sequences=1, batch_tokens=64, threads=1, flash_attention=False)
     context.batch.clear()
-    context.batch.add(tokens[:64] or [0], 0, 0, logits_for_last=True)
+    context.batch.add(tokens[:64] or [0], 0, 0, logits=1)
     context.decode()
 
 
