@@ -108,11 +108,7 @@ class Worker:
             )
         )
         self._serve()
-        self._embedder.close()
-        if engine is not None:
-            engine.close()
-        else:
-            model.close()
+        # Nothing is freed: the process ends, and a side thread may still read the vocabulary.
         return 0
 
     # --- the engine's thread -----------------------------------------------------------------------------------
