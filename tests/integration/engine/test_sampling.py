@@ -128,7 +128,7 @@ OFF_OR = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries(OFF_OR), st.integers(0, 10_000), st.sampled_from([0.5, 2.0, 4.0, 10.0]))
 def test_the_same_tokens_survive_as_in_llama_cpp_with_the_same_probabilities(
     values: dict[str, Any], seed: int, scale: float
