@@ -28,11 +28,6 @@ class FairQueue(dict[str, "deque[Item]"]):
         self._served: dict[str, float] = {}
         self._present: dict[str, int] = {}  # items of a client that wait or run
 
-    @property
-    def waiting_count(self) -> int:
-        """Items that wait."""
-        return sum(map(len, self.values()))
-
     def enter(self, client: str) -> None:
         """An item of this client has come to stay until `leave`; call it before `push`."""
         count = self._present.get(client, 0)

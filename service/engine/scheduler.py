@@ -99,16 +99,6 @@ class Scheduler:
         self._turn = 0  # counts steps, for taking turns between sets of adapters
 
     @property
-    def waiting_count(self) -> int:
-        """Sequences that wait for a slot; parked ones are not among them."""
-        return self._queue.waiting_count
-
-    @property
-    def running_count(self) -> int:
-        """Sequences with a slot."""
-        return len(self._running)
-
-    @property
     def generating(self) -> list[Sequence]:
         """Running sequences that take a token in the next step."""
         return [sequence for sequence in self._running if sequence.is_generating]

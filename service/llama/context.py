@@ -128,10 +128,6 @@ class Context:
         assert self.memory is not None
         native.llama_memory_seq_cp(self.memory, source, target, start, -1 if self.model.has_recurrent_state else end)
 
-    def sequence_length(self, sequence: int) -> int:
-        """Tokens of a sequence that llama.cpp holds, by its highest position."""
-        return 0 if self.memory is None else int(native.llama_memory_seq_pos_max(self.memory, sequence)) + 1
-
 
 class Batch:
     """The input of one decode call, in numpy arrays that llama.cpp reads in place; one sequence per token."""
