@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from enum import StrEnum
 
 import llama_cpp.llama_cpp as native
 import numpy as np
 from numpy.typing import NDArray
 
 from service.domain.errors import LoadFailed
+from service.domain.memory import CacheType, sequence_ids
 from service.llama.backend import ErrorLines, listening_to_log
 from service.llama.model import Model
 
 _MICRO_BATCH_TOKENS = 512
 _DRAFT_OUTPUTS = 64  # logits for guessed tokens in one batch, beside one for each sequence
-_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
-
-
-class CacheType(StrEnum):
-    """How keys and values are stored; the quantized ones need flash attention for the values."""
-
-    F16 = "f16"
-    Q8_0 = "q8_0"
-    Q4_0 = "q4_0"
 
 
 _GGML_TYPES = {
@@ -55,8 +46,8 @@ class Context:
         decode call, `self.max_outputs` the logits in it. Raises LoadFailed when the memory cannot be had.
         """
         # An id costs a row of logits (memory.py counts them); a recurrent memory reserves a state for each as well.
-        spare = sequences + 2 if model.has_recurrent_state else 2 * sequences + 16
-        self.sequences = min(_MAX_SEQUENCES, sequences + spare)
+        ids = sequence_ids(sequences)
+        self.sequences = min(ids, 2 * sequences + 2) if model.has_recurrent_state else ids
         self.max_outputs = min(batch_tokens, sequences + _DRAFT_OUTPUTS)
         params = native.llama_context_default_params()
         params.n_ctx = cells

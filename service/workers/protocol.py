@@ -33,7 +33,7 @@ class Load(msgspec.Struct, tag="load", frozen=True):
     """The first frame: what to load and how. `gpu_layers` -1 offloads all layers.
 
     `max_token_gap_seconds` bounds how long prompts may hold up running streams; `prefix_cache` keeps what was computed
-    for requests that begin alike; `cache_folder` is where long prefixes outlive the process, None for nowhere.
+    for requests that begin alike.
     """
 
     path: str
@@ -50,7 +50,6 @@ class Load(msgspec.Struct, tag="load", frozen=True):
     prefix_cache: bool = True
     speculation: bool = True
     adapters: tuple[AdapterFile, ...] = ()
-    cache_folder: str | None = None
     version: int = VERSION
 
 

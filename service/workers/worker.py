@@ -21,12 +21,13 @@ from service.children import bind_to_parent
 from service.domain.errors import InternalError, NotSupported, QuantryError
 from service.domain.errors import LoadFailed as LoadFailedError
 from service.domain.generation import Embeddings, Failed, Finished, GenerationEvent, Token, TokenLogprob
+from service.domain.memory import CacheType
 from service.engine.drafting import DraftModel
 from service.engine.embeddings import Embedder
 from service.engine.engine import Engine, EngineOptions
 from service.frames import FrameReader, encode
 from service.llama.adapter import Adapter
-from service.llama.context import CacheType, Context
+from service.llama.context import Context
 from service.llama.embedding import generates
 from service.llama.mapping import release_mapped_pages
 from service.llama.model import Model

@@ -30,7 +30,7 @@ def run(folder: Path, seed: int, seconds: float) -> dict[str, object]:
 
 
 def test_no_accepted_mutant_kills_llama_cpp(tmp_path: Path) -> None:
-    found = run(tmp_path, seed=1, seconds=3)
+    found = run(tmp_path, seed=1, seconds=6)
     assert found["killed"] == []
     assert int(str(found["accepted"])) > 5
     assert int(str(found["refused"])) > 20

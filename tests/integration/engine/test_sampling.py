@@ -117,6 +117,19 @@ def equally_typical(params: SamplingParams, logits: NDArray[np.float32], tokens:
     return max(distances) - min(distances) < 2e-4
 
 
+def exactly_typical(params: SamplingParams, logits: NDArray[np.float32]) -> set[int]:
+    """What the typical cut keeps by its definition, summed in float64; nothing where there is no such cut."""
+    if params.typical_p == 1.0:
+        return set()
+    ids = np.argsort(-logits, kind="stable")[: params.top_k or None]
+    weights = np.exp(logits[ids].astype(np.float64) - float(logits.max()))
+    chances = weights / weights.sum()
+    surprise = -np.log(np.maximum(chances, 1e-300))
+    order = np.argsort(np.abs(surprise - (chances * surprise).sum()), kind="stable")
+    kept = int(chances[order].cumsum().searchsorted(params.typical_p, side="right")) + 1
+    return set(ids[order[:kept]].tolist())
+
+
 OFF_OR = {
     "top_k": st.sampled_from([0, 1, 2, 40, 300, 4096, 9000]),
     "typical_p": st.just(1.0) | st.floats(0.05, 0.99),
@@ -128,7 +141,7 @@ OFF_OR = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries(OFF_OR), st.integers(0, 10_000), st.sampled_from([0.5, 2.0, 4.0, 10.0]))
 def test_the_same_tokens_survive_as_in_llama_cpp_with_the_same_probabilities(
     values: dict[str, Any], seed: int, scale: float
@@ -144,10 +157,14 @@ def test_the_same_tokens_survive_as_in_llama_cpp_with_the_same_probabilities(
         differing = ours.keys() ^ expected.keys()
         if not differing or (len(ours) == len(expected) and equally_typical(params, logits, differing)):
             break
+        if ours.keys() == exactly_typical(params, logits):  # llama.cpp's sums over hundreds of tokens are float32
+            break
     else:
         pytest.fail(f"{len(expected)} tokens survive in llama.cpp, {len(cut_by_us(params, logits))} here")
-    for token in ours.keys() & expected.keys():
-        assert ours[token] == pytest.approx(expected[token], abs=1e-5)
+    shared = ours.keys() & expected.keys()
+    our_sum, expected_sum = (sum(chances[token] for token in shared) for chances in (ours, expected))
+    for token in shared:
+        assert ours[token] / our_sum == pytest.approx(expected[token] / expected_sum, abs=1e-5)
 
 
 @settings(max_examples=60, deadline=None)

@@ -41,14 +41,7 @@ def child_of(server: Server, module: str) -> psutil.Process:
     raise AssertionError(f"no child runs {module}")
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param(0.0, id="at its start", marks=pytest.mark.slow),
-        pytest.param(0.5, id="in the middle"),
-        pytest.param(0.9, id="near its end", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("moment", [0.0, 0.5, 0.9], ids=["at its start", "in the middle", "near its end"])
 def test_a_killed_server_goes_on_where_it_was(make_server: MakeServer, moment: float) -> None:
     server = make_server()
     server.add_gloss()
