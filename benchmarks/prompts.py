@@ -1,6 +1,7 @@
 """What the workloads ask: prompts that follow from a seed; all sides get the same, each repeat gets new ones.
 
-Long texts are passages of `demo/eval.txt`; a seed in their first line keeps an earlier repeat's cache from helping.
+Long texts are passages of the built-in evaluation text; a seed in their first line keeps an earlier repeat's cache from
+helping.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import functools
 import random
 from pathlib import Path
 
-_TEXT = Path(__file__).resolve().parents[1] / "demo" / "eval.txt"
+_TEXT = Path(__file__).resolve().parents[1] / "service" / "store" / "texts" / "evaluation.txt"
 
 _WHO = ("a fisherman", "an old teacher", "a young painter", "two sisters", "a clock maker", "a ship's cook", "a farmer")
 _WHERE = (

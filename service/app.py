@@ -1,6 +1,7 @@
 """Composition root of the server process: settings in, a running server out. Nothing here decides anything.
 
-Start: lock the home, open the database, clean temporary files, recover jobs, start runner and pool, sweep blobs.
+Start: lock the home, open the database, clean temporary files, enter the built-in datasets, recover jobs, start runner
+and pool, sweep blobs.
 Stop: take no new requests, let streams end, stop jobs (they go back to the queue), end workers, release the lock.
 """
 
@@ -36,13 +37,19 @@ from service.settings import Settings
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
+from service.store.datasets import enter_built_in
+from service.store.derived import DerivedFiles
 from service.store.home import lock_home
+from service.store.laboratory import Laboratory
+from service.store.presets import Presets
+from service.store.stores import Stores
 from service.workers.pool import Pool, PoolOptions
 from service.workers.supervisor import WorkerOptions
 
 log = structlog.get_logger("app")
 
 SERVER_FILE = "server.json"  # in the home: process id and address of the running server
+LABORATORY_FOLDER = "laboratory"  # in the home: what can be computed again
 _SWEEP_SECONDS = 600.0
 
 
@@ -58,12 +65,13 @@ def create_app(settings: Settings) -> FastAPI:
     engine = open_database(settings.database)
     catalog = Catalog(engine)
     blobs = BlobStore(settings.blob_folder, settings.disk_reserve_bytes)
+    laboratory = Laboratory(engine)
+    derived = DerivedFiles(settings.home / LABORATORY_FOLDER, settings.laboratory_bytes)
     queue = JobQueue(engine, settings.max_queued_jobs)
     runner = JobRunner(
         queue,
-        catalog,
-        blobs,
-        RunnerOptions(concurrency=settings.job_concurrency, threads=settings.job_threads or machine.physical_cores()),
+        Stores(catalog, blobs, laboratory, derived),
+        RunnerOptions(concurrency=settings.job_concurrency, threads=_job_threads(settings)),
     )
     pool = Pool(
         _pool_options(settings), path_of=blobs.path, rungs=catalog, smaller_levels=partial(smaller_levels, catalog)
@@ -71,7 +79,14 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.queue = queue
     app.state.services = Services(
-        catalog=catalog, blobs=blobs, jobs=runner, pool=pool, metrics=Metrics(), options=_api_options(settings)
+        catalog=catalog,
+        blobs=blobs,
+        laboratory=laboratory,
+        presets=Presets(engine),
+        jobs=runner,
+        pool=pool,
+        metrics=Metrics(),
+        options=_api_options(settings),
     )
     routes.install(app)
     return app
@@ -133,6 +148,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     with lock_home(settings.home):
         removed = await asyncio.to_thread(services.blobs.start)
+        await asyncio.to_thread(enter_built_in, services.blobs, services.laboratory)
         await services.jobs.start()
         await services.pool.start()
         sweeper = asyncio.create_task(_sweep(app))
@@ -207,4 +223,10 @@ def _api_options(settings: Settings) -> ApiOptions:
         stream_stall_seconds=settings.stream_stall_seconds,
         import_wait_seconds=settings.import_wait_seconds,
         llama_build=f"llama-cpp-python {machine.binding_version()}",
+        gpu_memory_bytes=None if settings.gpu_layers == 0 else machine.gpu_memory_bytes(),
+        job_threads=_job_threads(settings),
     )
+
+
+def _job_threads(settings: Settings) -> int:
+    return settings.job_threads or machine.physical_cores()

@@ -1,14 +1,17 @@
-"""What this machine has: memory (as the container is allowed), cores, CPU features, and an id for remembering rungs."""
+"""What this machine has: memory (as the container is allowed), cores, CPU features, GPUs, an id for its rungs."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from importlib import metadata
+import shutil
+import subprocess
+from importlib import metadata, util
 from pathlib import Path
 
 import psutil
 
+_GPU_SECONDS = 10.0
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -40,6 +43,16 @@ def cpu_model() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
+def description() -> str:
+    """The machine in a few words, for people and to tell whether speeds were measured here."""
+    return f"{cpu_model()}, {physical_cores()} cores"
+
+
+def available_bytes() -> int:
+    """Memory that is free now, or can be freed without hurting anybody."""
+    return int(psutil.virtual_memory().available)
+
+
 def cpu_features() -> tuple[str, ...]:
     """Instruction sets that the kernels of llama.cpp can use, of those the processor reports (x86; else empty)."""
     known = (
@@ -48,6 +61,30 @@ def cpu_features() -> tuple[str, ...]:
     )  # fmt: skip
     present = set(_cpuinfo("flags").split())
     return tuple(name for name in known if name in present)
+
+
+def gpu_memory_bytes() -> int | None:
+    """Memory of all NVIDIA GPUs together, free or not; None without one that the installed llama.cpp could use.
+
+    llama.cpp spreads layers over all of them.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None or not _has_cuda():
+        return None
+    command = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=_GPU_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    sizes = [int(line) << 20 for line in said.split() if line.isdigit()]
+    return sum(sizes) or None
+
+
+def _has_cuda() -> bool:
+    """Whether llama-cpp-python was built with CUDA; looked up without importing it."""
+    found = util.find_spec("llama_cpp")
+    folders = found.submodule_search_locations if found is not None else None
+    return any(True for folder in folders or () for _ in Path(folder).glob("lib/*ggml-cuda*"))
 
 
 def machine_id() -> str:

@@ -152,6 +152,12 @@ class Settings(BaseSettings):
     job_concurrency: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
     job_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a job; None: the physical cores.")
     max_queued_jobs: int = Field(100, ge=1, le=10_000, description="Most jobs waiting; more are refused with 429.")
+    laboratory_bytes: int = Field(
+        20 * GIB,
+        ge=0,
+        le=1 << 50,
+        description="Most bytes of log-probabilities, checkpoints and sensitivities that are kept for later jobs.",
+    )
     import_wait_seconds: float = Field(
         10.0, ge=0, le=300, description="Seconds an import is waited for before the answer becomes 202 with a job."
     )

@@ -20,6 +20,8 @@ from tests.server import GLOSS
 CONTEXT_LENGTH = 2048
 BERT_CONTEXT_LENGTH = 256
 SLIDING_WINDOW = 16
+EXPERTS = 6
+EXPERTS_USED = 2
 
 _SIZE = 64  # of the embedding; two heads of 32, which quantized KV caches can hold
 _HEADS = 2
@@ -240,6 +242,33 @@ def write_bert(path: Path, *, seed: int = 5, pooling: gguf.PoolingType = gguf.Po
         file.vector(f"{block}.ffn_down.bias", _SIZE, 0.0)
         _add_norm(file, f"{block}.attn_output_norm")
         _add_norm(file, f"{block}.layer_output_norm")
+    file.close()
+
+
+def write_mixture(path: Path, *, seed: int = 7, experts: int = EXPERTS) -> None:
+    """A mixture of experts: each token goes to EXPERTS_USED of them. Not among WRITERS, its memory is that of llama."""
+    file = _File(
+        path,
+        "llama",
+        seed,
+        attention__head_count=_HEADS,
+        attention__layer_norm_rms_epsilon=1e-5,
+        rope__freq_base=10000.0,
+        expert_count=experts,
+        expert_used_count=EXPERTS_USED,
+    )
+    _add_gloss_tokenizer(file)
+    file.embeddings(_gloss_vocabulary_size())
+    file.output()
+    for layer in range(_LAYERS):
+        block = f"blk.{layer}"
+        file.vector(f"{block}.attn_norm.weight", _SIZE)
+        file.attention(layer)
+        file.vector(f"{block}.ffn_norm.weight", _SIZE)
+        file.matrix(f"{block}.ffn_gate_inp.weight", _SIZE, experts, gain=4.0, only_f32=True)
+        for part, columns, rows in (("gate", _SIZE, _INNER), ("up", _SIZE, _INNER), ("down", _INNER, _SIZE)):
+            values = file.random.standard_normal((experts, rows, columns), dtype=np.float32) * 2 / np.sqrt(columns)
+            file.tensor(f"{block}.ffn_{part}_exps.weight", values.astype(np.float16))
     file.close()
 
 

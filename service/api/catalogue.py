@@ -1,4 +1,4 @@
-"""Variants and plans as the native API shows them. Decides what could still be made; changes nothing.
+"""Variants as the native API shows them. Decides what could still be made; changes nothing.
 
 Everything here may run off the event loop: it only reads.
 """
@@ -13,14 +13,14 @@ from service.api.catalogue_shapes import (
     AvailableShape,
     LineageShape,
     MeasurementShape,
-    PlanShape,
-    RecipeShape,
     ReferenceShape,
     VariantListing,
     VariantShape,
 )
+from service.api.laboratory_shapes import CardShape, RecipeShape, SearchShape
 from service.api.services import Services
-from service.domain.catalog import LevelPlan, Measurement, Variant
+from service.domain.catalog import LevelPlan, Lineage, Measurement, Variant
+from service.domain.evaluation import Card
 from service.domain.quants import QUANTIZATIONS, Reference
 from service.store.catalog import Catalog
 from service.workers.placing import Level
@@ -33,8 +33,10 @@ def list_variants(services: Services, model: str | None, context: int | None) ->
     variants = services.catalog.variants(model)
     aliases = services.catalog.aliases_of(variants)
     measured = services.catalog.measurements_of([variant.id for variant in variants])
+    cards = services.laboratory.cards([variant.id for variant in variants])
     shapes = [
-        _variant_shape(services, variant, aliases[variant.id], measured[variant.id], context) for variant in variants
+        _variant_shape(services, variant, aliases[variant.id], measured[variant.id], cards.get(variant.id), context)
+        for variant in variants
     ]
     available = [
         _available_shape(services, source, plan, context)
@@ -47,7 +49,8 @@ def list_variants(services: Services, model: str | None, context: int | None) ->
 def show_variant(services: Services, variant: Variant, context: int | None = None) -> VariantShape:
     """One variant."""
     aliases = services.catalog.aliases(variant)
-    return _variant_shape(services, variant, aliases, services.catalog.measurements(variant.id), context)
+    card = services.laboratory.cards([variant.id]).get(variant.id)
+    return _variant_shape(services, variant, aliases, services.catalog.measurements(variant.id), card, context)
 
 
 def best_sources(variants: Sequence[Variant]) -> list[Variant]:
@@ -109,28 +112,15 @@ def _recommended(quantization: str) -> bool:
     return level is not None and level.recommended
 
 
-def plan_shape(services: Services, source: Variant, plan: LevelPlan) -> PlanShape:
-    """One level of a dry run."""
-    level = as_level(source, plan)
-    makeable = plan.error is None
-    return PlanShape(
-        quantization=plan.quantization,
-        source=source.name,
-        size_bytes=plan.size_bytes,
-        bits_per_weight=plan.bits_per_weight,
-        needs_imatrix=plan.needs_imatrix,
-        fallbacks=list(plan.fallbacks),
-        types=dict(plan.types),
-        memory_bytes=services.pool.memory_needed(level, None).total_bytes if makeable else 0,
-        fits=makeable and _fits(services, level, None),
-        error=plan.error,
-    )
-
-
 def _variant_shape(
-    services: Services, variant: Variant, aliases: Sequence[str], measured: Sequence[Measurement], context: int | None
+    services: Services,
+    variant: Variant,
+    aliases: Sequence[str],
+    measured: Sequence[Measurement],
+    card: Card | None,
+    context: int | None,
 ) -> VariantShape:
-    facts, lineage = variant.facts, variant.lineage
+    facts = variant.facts
     level = QUANTIZATIONS.get(variant.quantization)
     return VariantShape(
         name=variant.name,
@@ -144,27 +134,29 @@ def _variant_shape(
         context_length=facts.shape.context_length,
         recommended=level.recommended if level else False,
         advice=level.advice if level else None,
-        reference=_reference(level.reference) if level else None,
+        reference=reference_shape(level.reference) if level else None,
         measured=[MeasurementShape(name=m.name, value=m.value, unit=m.unit, created_at=m.created_at) for m in measured],
+        card=CardShape.model_validate(card, from_attributes=True) if card else None,
         memory_bytes=services.pool.memory_needed(variant, context).total_bytes,
         loaded=services.pool.is_loaded(variant.digest),
         lossy=variant.lossy,
         corrupt=variant.corrupt,
-        lineage=LineageShape(
-            origin=lineage.origin,
-            source=lineage.source_name,
-            source_digest=lineage.source_digest,
-            recipe=RecipeShape(
-                quantization=lineage.recipe.quantization, allow_requantize=lineage.recipe.allow_requantize
-            )
-            if lineage.recipe
-            else None,
-            llama_build=lineage.llama_build,
-            duration_seconds=lineage.duration_seconds,
-            lossy_source=lineage.lossy_source,
-        ),
+        lineage=_lineage_shape(variant.lineage),
         created_at=variant.created_at,
         license=facts.license,
+    )
+
+
+def _lineage_shape(lineage: Lineage) -> LineageShape:
+    return LineageShape(
+        origin=lineage.origin,
+        source=lineage.source_name,
+        source_digest=lineage.source_digest,
+        recipe=RecipeShape.model_validate(lineage.recipe, from_attributes=True) if lineage.recipe else None,
+        llama_build=lineage.llama_build,
+        duration_seconds=lineage.duration_seconds,
+        lossy_source=lineage.lossy_source,
+        search=SearchShape.model_validate(lineage.search, from_attributes=True) if lineage.search else None,
     )
 
 
@@ -178,7 +170,7 @@ def _available_shape(services: Services, source: Variant, plan: LevelPlan, conte
         size_bytes=plan.size_bytes,
         bits_per_weight=plan.bits_per_weight,
         memory_bytes=services.pool.memory_needed(planned, context).total_bytes,
-        fits=_fits(services, planned, context),
+        fits=fits(services, planned, context),
         needs_imatrix=plan.needs_imatrix,
         lossy_source=source.lossy,
         error=plan.error,
@@ -187,7 +179,8 @@ def _available_shape(services: Services, source: Variant, plan: LevelPlan, conte
     )
 
 
-def _reference(reference: Reference | None) -> ReferenceShape | None:
+def reference_shape(reference: Reference | None) -> ReferenceShape | None:
+    """A published figure with where it comes from."""
     if reference is None:
         return None
     return ReferenceShape(
@@ -195,7 +188,8 @@ def _reference(reference: Reference | None) -> ReferenceShape | None:
     )
 
 
-def _fits(services: Services, variant: Variant, context: int | None) -> bool:
+def fits(services: Services, variant: Variant, context: int | None) -> bool:
+    """Whether one request of `context` tokens, else of what the server has, is within the memory budget."""
     # One request at a time is enough to be served; the pool lowers its parallelism before it refuses a variant.
     trained = variant.facts.shape.context_length or services.options.context_length
     tokens = context or min(services.options.context_length, trained)

@@ -1,4 +1,4 @@
-"""Shapes of quantize, jobs, variants, models, blobs and workers. pydantic, and nothing else."""
+"""Shapes of plans, jobs, variants, models, blobs and workers. pydantic, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from service.api.shapes import DIGEST_PATTERN, MAX_TOKENS, WHOLE, Level, Listing, Name, Shape, Strict
+from service.api.laboratory_shapes import CardShape, RecipeShape, SearchShape
+from service.api.shapes import DIGEST_PATTERN, MAX_TOKENS, WHOLE, Listing, Name, Shape, Strict
 
 CacheWord = Literal["auto", "f16", "q8_0", "q4_0"]
 
 
-class QuantizeBody(Strict):
-    """Levels to make from a stored variant."""
+class TensorShape(Shape):
+    """One tensor of a file. `shape` is in ggml's order: row length first."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "gloss:F16", "to": ["Q4_K_M", "Q8_0"]}]})
-
-    model: Name
-    to: Annotated[list[Level], Field(min_length=1, max_length=64)]
-    allow_requantize: bool = Field(False, description="Quantize a source that has already lost precision.")
-    dry_run: bool = Field(False, description="Answer with the plan, and do nothing.")
-    threads: Annotated[int, Field(ge=1, le=1024), WHOLE] | None = None
+    name: str
+    shape: list[int]
+    type: str
+    size_bytes: int
 
 
 class PlanShape(Shape):
@@ -33,9 +31,14 @@ class PlanShape(Shape):
     needs_imatrix: bool
     fallbacks: list[str] = Field(description="Tensors whose shape forces another type than the level's own.")
     types: dict[str, int] = Field(description="Tensors by ggml type.")
-    memory_bytes: int = Field(description="What this server would reserve to serve it.")
-    fits: bool = Field(description="Whether one request at the server's context is within its memory budget.")
-    error: str | None = Field(description="Why llama.cpp refuses this level on this model.")
+    estimated_seconds: float | None = Field(description="What making it may take on this machine.")
+    memory_bytes: int = Field(description="What serving takes: one request of `context`, else what would be reserved.")
+    fits: bool = Field(description="Whether one request, of `context` tokens if given, is within the memory budget.")
+    fits_gpu: bool | None = Field(description="Whether that fits the GPU whole; None: there is none to use.")
+    fits_disk: bool = Field(description="Whether the disk has room for the file beside what it must keep free.")
+    notes: list[str] = Field(description="What to know before making it, e.g. that it is larger than its source.")
+    tensors: list[TensorShape] | None = Field(None, description="Every tensor, where `tensors` asks for them.")
+    error: str | None = Field(description="Why it cannot be made of this model.")
 
 
 class StepShape(Shape):
@@ -59,14 +62,14 @@ class JobShape(Shape):
 
     id: str
     object: Literal["job"] = "job"
-    kind: Literal["import", "quantize"]
+    kind: Literal["import", "quantize", "calibrate", "evaluate", "budget", "rebuild"]
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
-    model: str = Field(description="The name to import under, or the source to quantize.")
-    levels: list[str]
+    model: str = Field(description="The name to import under, or the variant that the job is about.")
+    levels: list[str] = Field(description="Levels to make, or tags of the variants to measure.")
     progress: float
     steps: list[StepShape]
     eta_seconds: float | None
-    result: list[str] = Field(description="Canonical names of the variants made or found.")
+    result: list[str] = Field(description="Names of the variants made, found or measured; digests of matrices.")
     error: JobErrorShape | None
     attempts: int
     created_at: str
@@ -94,13 +97,6 @@ class MeasurementShape(Shape):
     created_at: str
 
 
-class RecipeShape(Shape):
-    """How a variant was made from its source: enough to make it again."""
-
-    quantization: str
-    allow_requantize: bool
-
-
 class LineageShape(Shape):
     """Where a variant comes from. `lossy_source` stays true for ever."""
 
@@ -111,6 +107,7 @@ class LineageShape(Shape):
     llama_build: str | None
     duration_seconds: float | None
     lossy_source: bool
+    search: SearchShape | None = Field(None, description="How the mix of a budget was found.")
 
 
 class VariantShape(Shape):
@@ -129,6 +126,7 @@ class VariantShape(Shape):
     advice: str | None
     reference: ReferenceShape | None
     measured: list[MeasurementShape]
+    card: CardShape | None = Field(None, description="What the last evaluation measured.")
     memory_bytes: int = Field(
         description="What serving takes: one request of `context`, else what this server reserves."
     )

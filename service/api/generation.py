@@ -27,9 +27,12 @@ from service.domain.generation import (
     Finished,
     GenerationEvent,
     GenerationRequest,
+    Thought,
     Timings,
     Token,
     TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 from service.metrics import Metrics
@@ -45,13 +48,32 @@ class Choice:
     """One text of a request, whole once `finished` is set."""
 
     parts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    deltas: list[ToolCallDelta] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finished: Finished | None = None
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """All of it, without thinking and calls."""
         return "".join(self.parts)
+
+    @property
+    def reasoning(self) -> str:
+        """The thinking before it; empty where there was none, or where it was left in the text."""
+        return "".join(self.thoughts)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls that it asks for, in order. The last one's arguments may have no end: the text was too long."""
+        arguments: dict[int, list[str]] = {}
+        heads: dict[int, ToolCallDelta] = {}
+        for delta in self.deltas:
+            heads.setdefault(delta.index, delta)
+            arguments.setdefault(delta.index, []).append(delta.arguments)
+        return [
+            ToolCall(head.id or "", head.name or "", "".join(arguments[index])) for index, head in sorted(heads.items())
+        ]
 
     @property
     def end(self) -> Finished:
@@ -89,7 +111,7 @@ class Generation:
         if self._ended:
             raise StopAsyncIteration
         event = await self._next()
-        if isinstance(event, Token):
+        if isinstance(event, Token | Thought | ToolCallDelta):
             if not self._saw_text:
                 self._saw_text = True
                 self._metrics.first_token(time.monotonic() - self._began)
@@ -120,6 +142,10 @@ class Generation:
                     choice = choices[event.choice]
                     choice.parts.append(event.text)
                     choice.logprobs.extend(event.logprobs)
+                case Thought():
+                    choices[event.choice].thoughts.append(event.text)
+                case ToolCallDelta():
+                    choices[event.choice].deltas.append(event)
                 case Finished():
                     choices[event.choice].finished = event
                 case Failed():
@@ -176,7 +202,7 @@ async def begin(
             await generation.open()
         except BaseException as error:
             generation.cancel()
-            if isinstance(error, InvalidGrammar):
+            if isinstance(error, InvalidGrammar) and error.param != "tools":
                 error.param = grammar_field
             raise
         return generation
@@ -206,6 +232,7 @@ def total(ends: Sequence[Finished]) -> tuple[Usage, Timings]:
         cached_tokens=min(usage.cached_tokens for usage in usages),
         draft_tokens=sum(usage.draft_tokens for usage in usages),
         accepted_tokens=sum(usage.accepted_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
     )
     # All were put into the queue at the same time, and may have been written side by side or one after another.
     first = min(timings, key=_until_first_token)

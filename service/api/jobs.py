@@ -14,7 +14,18 @@ from service.api.responses import json_response
 from service.api.services import Use
 from service.api.shapes import Listing
 from service.api.streams import HEARTBEAT, EventStream, sse
-from service.domain.jobs import ENDED, ImportSpec, Job, JobEvent, JobStatus
+from service.domain.jobs import (
+    ENDED,
+    EvaluateSpec,
+    ImportSpec,
+    Job,
+    JobEvent,
+    JobSpec,
+    JobStatus,
+    QuantizeSpec,
+    RebuildSpec,
+)
+from service.domain.names import parse_ref
 
 router = APIRouter(prefix="/v1/jobs", tags=["native"])
 
@@ -91,10 +102,7 @@ def accepted(job: Job) -> Response:
 
 def job_shape(job: Job) -> JobShape:
     """A job as the API shows it. Paths of the server stay out."""
-    if isinstance(job.spec, ImportSpec):
-        model, levels = job.spec.name, []
-    else:
-        model, levels = job.spec.source_name, list(job.spec.levels)
+    model, levels = _subject(job.spec)
     return JobShape(
         id=job.id,
         kind=job.kind.value,
@@ -114,6 +122,22 @@ def job_shape(job: Job) -> JobShape:
         started_at=job.started_at,
         finished_at=job.finished_at,
     )
+
+
+def _subject(spec: JobSpec) -> tuple[str, list[str]]:
+    """What a job is about: a name, and the levels that it makes or the tags that it measures."""
+    match spec:
+        case ImportSpec():
+            return spec.name, []
+        case QuantizeSpec():
+            return spec.source_name, list(spec.levels)
+        case EvaluateSpec():
+            refs = [parse_ref(variant.name) for variant in spec.variants]
+            return refs[0].key.display, [ref.canonical_tag or "" for ref in refs]
+        case RebuildSpec():
+            return spec.variant.name, []
+        case _:
+            return spec.source_name, []
 
 
 async def _frames(first: JobEvent | None, following: AsyncGenerator[JobEvent, None]) -> AsyncGenerator[bytes, None]:

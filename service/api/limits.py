@@ -1,22 +1,24 @@
 """How much a request may bring: bytes counted as they come, seconds; and only plain, strict JSON. ASGI.
 
 JSON bodies are read here, whole and bounded, and handed on as one message, so no route reads a socket. Uploads of
-blobs pass through: their route counts for itself.
+blobs and datasets pass through: their routes count for themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.responses import dialect_of, error_response
+from service.api.responses import Dialect, dialect_of, error_response
 from service.api.streams import ClientGone
 from service.api.strict_json import check_json
 from service.domain.errors import DeadlineExceeded, TooLarge, UnsupportedMediaType
 
-UPLOAD_PREFIX = "/v1/blobs/"
+# Their routes read raw bytes, and count for themselves.
+UPLOAD_PREFIXES = ("/v1/blobs/", "/v1/datasets/", "/api/blobs/")
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 # Bytes of a refused body that are read and thrown away, so that the client gets to see the refusal: closing a
@@ -47,7 +49,7 @@ class BodyLimits:
         headers = dict(scope["headers"])
         if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise UnsupportedMediaType("Compressed bodies are not read; send the body without Content-Encoding.")
-        if scope["path"].startswith(UPLOAD_PREFIX):
+        if scope["path"].startswith(UPLOAD_PREFIXES):
             await self._app(scope, receive, send)
             return
         try:
@@ -56,7 +58,11 @@ class BodyLimits:
             await late_body_response(scope["path"], self._read_timeout_seconds)(scope, receive, send)
             return
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if (body or content_type) and content_type != b"application/json":
+        if body and dialect_of(scope["path"]) is Dialect.OLLAMA:
+            # Its documents show curl without the header, which then says that a form is sent. Pages of other origins,
+            # which could do the same, have been refused by their Origin.
+            scope = {**scope, "headers": _as_json(scope["headers"])}
+        elif (body or content_type) and content_type != b"application/json":
             raise UnsupportedMediaType("The body must be JSON; send it with Content-Type: application/json.")
         if len(body) > _LARGE_BYTES:
             await asyncio.to_thread(check_json, body)
@@ -119,6 +125,11 @@ async def discard(receive: Receive) -> None:
                 seen += len(chunk)
     except (TimeoutError, ClientGone):
         return
+
+
+def _as_json(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    kept = [(name, value) for name, value in headers if name != b"content-type"]
+    return [*kept, (b"content-type", b"application/json")]
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

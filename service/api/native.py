@@ -1,25 +1,20 @@
-"""`POST /v1/generate` and `POST /v1/quantize`: the two verbs of the service."""
+"""`POST /v1/generate`: text from one variant."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from service.api import generation, logprobs
-from service.api.catalogue import plan_shape
-from service.api.catalogue_shapes import JobShape, PlanShape, QuantizeBody
 from service.api.documents import EVENT_STREAM, errors
 from service.api.generate_shapes import ChoicesShape, GenerateBody, GenerationShape, TimingsShape, UsageShape
 from service.api.generation import VARIANT_HEADER, Choice, Generation
-from service.api.jobs import accepted
 from service.api.responses import Dialect, error_from_event, json_response
-from service.api.services import Services, Use
-from service.api.shapes import JSON_OBJECT, Listing, schema_grammar
+from service.api.services import Use
+from service.api.shapes import JSON_OBJECT, schema_grammar
 from service.api.streams import EventStream, encode, error_event, sse
-from service.domain.catalog import LevelPlan, Variant
 from service.domain.generation import (
     Failed,
     Finished,
@@ -32,8 +27,6 @@ from service.domain.generation import (
     Token,
     Usage,
 )
-from service.domain.jobs import QuantizeSpec
-from service.domain.quants import parse_label
 
 router = APIRouter(prefix="/v1", tags=["native"])
 
@@ -79,37 +72,6 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
         answer["choices"] = [{"index": index, **text} for index, text in enumerate(texts)]
         answer |= _figures(usage, timings)
     return json_response(answer, headers=headers)
-
-
-@router.post(
-    "/quantize",
-    summary="Make levels of a stored model, or plan them",
-    status_code=202,
-    response_model=JobShape,
-    responses={
-        200: {"model": Listing[PlanShape], "description": "The plan (`dry_run`)."},
-        202: {"description": "The job; follow it under Location."},
-        **errors(404, 409, 429, 503, 507, body=True),
-    },
-)
-async def quantize(body: QuantizeBody, services: Use) -> Response:
-    """Levels in any case and through their aliases, from the variant named; a bare name means the one that lost least.
-
-    `dry_run` answers at once with exact sizes and does nothing.
-    """
-    source = await services.find_source(body.model)
-    levels = tuple(dict.fromkeys(parse_label(level, param="to") for level in body.to))
-    if body.dry_run:
-        plans = await asyncio.to_thread(services.catalog.plans, source.digest)
-        return json_response({"object": "list", "data": _plans(services, source, plans, levels)})
-    spec = QuantizeSpec(
-        source_name=source.name,
-        source_digest=source.digest,
-        levels=levels,
-        allow_requantize=body.allow_requantize,
-        threads=body.threads,
-    )
-    return accepted(await services.jobs.submit_quantize(spec))
 
 
 def generation_request(body: GenerateBody) -> GenerationRequest:
@@ -234,12 +196,3 @@ def _figures(usage: Usage, timings: Timings) -> dict[str, Any]:
 
 def _rate(tokens: int, seconds: float) -> float | None:
     return tokens / seconds if tokens > 0 and seconds > 0 else None
-
-
-def _plans(
-    services: Services, source: Variant, plans: list[LevelPlan], levels: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    by_label = {plan.quantization: plan for plan in plans}
-    missing = "No plan is stored for this level; import the file again."
-    found = [by_label.get(label) or LevelPlan(label, 0, 0.0, False, error=missing) for label in levels]
-    return [plan_shape(services, source, plan).model_dump() for plan in found]

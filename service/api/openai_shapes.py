@@ -1,4 +1,4 @@
-"""OpenAI's request bodies, as far as quantry carries them out. pydantic, and nothing else.
+"""What OpenAI's request bodies share, and the body of `POST /v1/completions`. pydantic, and nothing else.
 
 Fields that OpenAI knows and quantry does not are ignored where ignoring them changes nothing that was asked for,
 and refused with `not_supported` where it would: such a field is read, to be refused by name, and the document offers
@@ -9,6 +9,7 @@ only the values that ask for nothing. Known fields with impossible values are re
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,7 +49,7 @@ from service.api.shapes import (
     schema_grammar,
 )
 from service.domain.errors import InvalidParameter, NotSupported
-from service.domain.generation import Grammar, GrammarKind, Message, SamplingParams
+from service.domain.generation import GenerationRequest, Grammar, GrammarKind, SamplingParams
 
 T = TypeVar("T")
 
@@ -62,43 +63,30 @@ DEFAULT_TOP_P = 1.0
 DEFAULT_COMPLETION_TOKENS = 16
 
 
-_NULL: dict[str, Any] = {"type": "null"}
-_NO_ITEMS: dict[str, Any] = {"type": "array", "maxItems": 0}
-_TEXT: dict[str, Any] = {"type": "string"}
+NULL: dict[str, Any] = {"type": "null"}
+NO_ITEMS: dict[str, Any] = {"type": "array", "maxItems": 0}
+TEXT: dict[str, Any] = {"type": "string"}
 
 
-def _offered(*schemas: dict[str, Any]) -> WithJsonSchema:
+def offered(*schemas: dict[str, Any]) -> WithJsonSchema:
     """What the document says of a field that is read in order to be refused: `schemas` and null ask for nothing."""
-    return WithJsonSchema({"anyOf": [*schemas, _NULL], "description": "Known; other values are not carried out."})
-
-
-def _content_is_required(schema: dict[str, Any]) -> None:
-    # Clients leave it out, or null, beside tool calls, which are refused by name; nobody else may.
-    content = schema["properties"]["content"]
-    del content["default"]
-    content["anyOf"].remove(_NULL)
-    schema["required"] = ["role", "content"]
+    return WithJsonSchema({"anyOf": [*schemas, NULL], "description": "Known; other values are not carried out."})
 
 
 # Fields that go together, as the document says it: one list of all combinations. Tools that make requests from a
 # document lose the thread where several such lists are joined by allOf.
-_STREAM: list[Any] = [
-    {"properties": {"stream_options": _NULL}},
+STREAM: list[Any] = [
+    {"properties": {"stream_options": NULL}},
     {"properties": {"stream": {"const": True}}, "required": ["stream"]},
 ]
-_TOKEN_LIMIT = ({"max_tokens": _NULL}, {"max_completion_tokens": _NULL})
-_NO_GRAMMAR: dict[str, Any] = {
-    "grammar": _NULL,
-    "json_schema": _NULL,
-    "response_format": {"anyOf": [_NULL, {"properties": {"type": {"const": "text"}}}]},
+NO_GRAMMAR: dict[str, Any] = {
+    "grammar": NULL,
+    "json_schema": NULL,
+    "response_format": {"anyOf": [NULL, {"properties": {"type": {"const": "text"}}}]},
 }
-_ONE_GRAMMAR = tuple({other: none for other, none in _NO_GRAMMAR.items() if other != field} for field in _NO_GRAMMAR)
-_CHAT: list[Any] = [
-    {**stream, "properties": {**stream["properties"], **limit, **grammar}}
-    for stream, limit, grammar in product(_STREAM, _TOKEN_LIMIT, _ONE_GRAMMAR)
-]
+ONE_GRAMMAR = tuple({other: none for other, none in NO_GRAMMAR.items() if other != field} for field in NO_GRAMMAR)
 _COMPLETION: list[Any] = [
-    {**stream, "properties": {**stream["properties"], **grammar}} for stream, grammar in product(_STREAM, _ONE_GRAMMAR)
+    {**stream, "properties": {**stream["properties"], **grammar}} for stream, grammar in product(STREAM, ONE_GRAMMAR)
 ]
 
 
@@ -112,30 +100,6 @@ class StreamOptions(Lenient):
     """What a stream carries beside the text."""
 
     include_usage: bool | None = None
-
-
-class ContentPart(Lenient):
-    """One part of a message; only text is carried out."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["type", "text"]})
-
-    type: Annotated[str, WithJsonSchema({"const": "text"})]
-    text: Annotated[str | None, WithJsonSchema(_TEXT)] = None
-
-
-class ChatMessage(Lenient):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(json_schema_extra=_content_is_required)
-
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant", "tool", "function"],
-        WithJsonSchema({"enum": ["system", "developer", "user", "assistant"]}),
-    ]
-    content: str | list[ContentPart] | None = None
-    tool_calls: Annotated[list[Any] | None, _offered(_NO_ITEMS)] = None
-    function_call: Annotated[dict[str, Any] | None, _offered({"type": "object", "maxProperties": 0})] = None
-    audio: Annotated[dict[str, Any] | None, _offered()] = None
 
 
 class NamedSchema(Lenient):
@@ -166,25 +130,19 @@ class ResponseFormat(Lenient):
     json_schema: NamedSchema | None = None
 
 
-class Common(Lenient):
-    """Fields of both routes."""
+class Sampled(Lenient):
+    """Fields of all routes that generate: the variant, and how to draw from it."""
 
     model: Name
-    max_tokens: MaxTokens | None = None
     temperature: Annotated[Temperature, Field(le=2)] | None = None
     top_p: TopP | None = None
-    n: Choices | None = None
     seed: Seed | None = None
     stop: Stop | Stops | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: LogitBias | None = None
-    response_format: ResponseFormat | None = None
     # llama-server's
-    grammar: Annotated[GrammarText, Field(description="llama.cpp's GBNF.")] | None = None
-    json_schema: JsonSchema | None = None
     cache_prompt: bool | None = None
     # quantry's own
     top_k: TopK | None = None
@@ -212,25 +170,25 @@ class Common(Lenient):
         """How to sample: what was sent, OpenAI's defaults for its own fields, quantry's for the rest."""
         ours = SamplingParams()
         return SamplingParams(
-            temperature=_given(self.temperature, DEFAULT_TEMPERATURE),
-            top_p=_given(self.top_p, DEFAULT_TOP_P),
-            top_k=_given(self.top_k, ours.top_k),
-            min_p=_given(self.min_p, ours.min_p),
-            typical_p=_given(self.typical_p, ours.typical_p),
-            repeat_penalty=_given(self.repeat_penalty, ours.repeat_penalty),
-            repeat_last_n=_given(self.repeat_last_n, ours.repeat_last_n),
-            presence_penalty=_given(self.presence_penalty, 0.0),
-            frequency_penalty=_given(self.frequency_penalty, 0.0),
-            dry_multiplier=_given(self.dry_multiplier, ours.dry_multiplier),
-            dry_base=_given(self.dry_base, ours.dry_base),
-            dry_allowed_length=_given(self.dry_allowed_length, ours.dry_allowed_length),
-            dry_penalty_last_n=_given(self.dry_penalty_last_n, ours.dry_penalty_last_n),
-            dry_sequence_breakers=tuple(_given(self.dry_sequence_breakers, [*ours.dry_sequence_breakers])),
-            xtc_probability=_given(self.xtc_probability, ours.xtc_probability),
-            xtc_threshold=_given(self.xtc_threshold, ours.xtc_threshold),
-            mirostat=_given(self.mirostat, ours.mirostat),
-            mirostat_tau=_given(self.mirostat_tau, ours.mirostat_tau),
-            mirostat_eta=_given(self.mirostat_eta, ours.mirostat_eta),
+            temperature=given(self.temperature, DEFAULT_TEMPERATURE),
+            top_p=given(self.top_p, DEFAULT_TOP_P),
+            top_k=given(self.top_k, ours.top_k),
+            min_p=given(self.min_p, ours.min_p),
+            typical_p=given(self.typical_p, ours.typical_p),
+            repeat_penalty=given(self.repeat_penalty, ours.repeat_penalty),
+            repeat_last_n=given(self.repeat_last_n, ours.repeat_last_n),
+            presence_penalty=given(self.presence_penalty, 0.0),
+            frequency_penalty=given(self.frequency_penalty, 0.0),
+            dry_multiplier=given(self.dry_multiplier, ours.dry_multiplier),
+            dry_base=given(self.dry_base, ours.dry_base),
+            dry_allowed_length=given(self.dry_allowed_length, ours.dry_allowed_length),
+            dry_penalty_last_n=given(self.dry_penalty_last_n, ours.dry_penalty_last_n),
+            dry_sequence_breakers=tuple(given(self.dry_sequence_breakers, [*ours.dry_sequence_breakers])),
+            xtc_probability=given(self.xtc_probability, ours.xtc_probability),
+            xtc_threshold=given(self.xtc_threshold, ours.xtc_threshold),
+            mirostat=given(self.mirostat, ours.mirostat),
+            mirostat_tau=given(self.mirostat_tau, ours.mirostat_tau),
+            mirostat_eta=given(self.mirostat_eta, ours.mirostat_eta),
             seed=None if self.seed is None else self.seed & _SEED_MASK,
             logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
         )
@@ -241,6 +199,31 @@ class Common(Lenient):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def drawn(self, asked: GenerationRequest) -> GenerationRequest:
+        """What is `asked`, completed by these fields."""
+        return replace(
+            asked,
+            sampling=self.sampling,
+            stop=self.stops,
+            ignore_eos=bool(self.ignore_eos),
+            speculate=self.speculate is not False,
+            draft=self.draft,
+            context_length=self.context_length,
+            cache_prompt=self.cache_prompt is not False,
+        )
+
+
+class Common(Sampled):
+    """Fields of the chat route and of the one for raw text."""
+
+    max_tokens: MaxTokens | None = None
+    n: Choices | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    # llama-server's
+    grammar: Annotated[GrammarText, Field(description="llama.cpp's GBNF.")] | None = None
+    json_schema: JsonSchema | None = None
 
     @property
     def constraint(self) -> Grammar | None:
@@ -286,60 +269,6 @@ class Common(Lenient):
             )
 
 
-class ChatBody(Common):
-    """`POST /v1/chat/completions`."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "smollm2:Q4_1", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
-            ],
-            "anyOf": _CHAT,
-        }
-    )
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: MaxTokens | None = None
-    logprobs: bool | None = None
-    top_logprobs: TopLogprobs | None = None
-    tools: Annotated[list[Any] | None, _offered(_NO_ITEMS)] = None
-    tool_choice: Annotated[str | dict[str, Any] | None, _offered({"enum": ["none", "auto"]})] = None
-    functions: Annotated[list[Any] | None, _offered(_NO_ITEMS)] = None
-    modalities: Annotated[list[str] | None, _offered({"type": "array", "items": {"const": "text"}})] = None
-    audio: Annotated[dict[str, Any] | None, _offered()] = None
-
-    @property
-    def token_limit(self) -> int | None:
-        """Most tokens to generate; None until the context is full."""
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-
-    @property
-    def alternatives(self) -> int | None:
-        """How many likely tokens to report beside each drawn one; None for no report. `top_logprobs` alone will do."""
-        wanted = bool(self.top_logprobs) if self.logprobs is None else self.logprobs
-        return self.top_logprobs or 0 if wanted else None
-
-    def check(self) -> None:
-        """Raise NotSupported or InvalidParameter for what this request asks for and does not get."""
-        self.check_common()
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise InvalidParameter(
-                "max_tokens and max_completion_tokens mean the same; send one of them.", param="max_tokens"
-            )
-        asked = {
-            "tools": bool(self.tools),
-            "tool_choice": self.tool_choice not in (None, "none", "auto"),
-            "functions": bool(self.functions),
-            "modalities": any(kind != "text" for kind in self.modalities or ()),
-            "audio": self.audio is not None,
-        }
-        _refuse(asked)
-
-    def domain_messages(self) -> tuple[Message, ...]:
-        """The turns, text parts joined by line ends; NotSupported for anything that is no text."""
-        return tuple(_message(index, message) for index, message in enumerate(self.messages))
-
-
 class CompletionBody(Common):
     """`POST /v1/completions`."""
 
@@ -356,16 +285,16 @@ class CompletionBody(Common):
         WithJsonSchema(
             {
                 "anyOf": [
-                    _TEXT,
-                    {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 1},
+                    TEXT,
+                    {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1},
                 ]
             }
         ),
     ]
-    suffix: Annotated[str | None, _offered({"const": ""})] = None
-    echo: Annotated[bool | None, _offered({"const": False})] = None
+    suffix: Annotated[str | None, offered({"const": ""})] = None
+    echo: Annotated[bool | None, offered({"const": False})] = None
     best_of: Annotated[
-        Annotated[int, Field(ge=1, le=128), WHOLE] | None, _offered({"type": "integer", "enum": [1]})
+        Annotated[int, Field(ge=1, le=128), WHOLE] | None, offered({"type": "integer", "enum": [1]})
     ] = None
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
 
@@ -374,14 +303,23 @@ class CompletionBody(Common):
         """How many likely tokens to report beside each drawn one; None for no report."""
         return self.logprobs
 
-    def check(self) -> None:
-        """Raise NotSupported or InvalidParameter for what this request asks for and does not get."""
+    def request(self) -> GenerationRequest:
+        """What is asked for. Raises NotSupported or InvalidParameter for what is not carried out or makes no sense."""
         self.check_common()
         if self.best_of is not None and self.best_of > (self.n or 1):
             raise NotSupported(
                 "Texts are not made to be thrown away here; send the number as n and choose.", param="best_of"
             )
-        _refuse({"suffix": bool(self.suffix), "echo": bool(self.echo)})
+        refuse({"suffix": bool(self.suffix), "echo": bool(self.echo)})
+        return self.drawn(
+            GenerationRequest(
+                prompt=self.text,
+                max_tokens=self.max_tokens if self.max_tokens is not None else DEFAULT_COMPLETION_TOKENS,
+                choices=self.n or 1,
+                logprobs=self.alternatives,
+                grammar=self.constraint,
+            )
+        )
 
     @property
     def text(self) -> str:
@@ -393,38 +331,11 @@ class CompletionBody(Common):
         raise NotSupported("The prompt must be one string; send several requests for several prompts.", param="prompt")
 
 
-def _given(value: T | None, default: T) -> T:
+def given(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _refuse(asked: dict[str, bool]) -> None:
+def refuse(asked: dict[str, bool]) -> None:
     for field, wanted in asked.items():
         if wanted:
             raise NotSupported(f"{field} is not carried out by this server yet; leave it out.", param=field)
-
-
-def _message(index: int, message: ChatMessage) -> Message:
-    here = f"messages[{index}]"
-    if message.role in ("tool", "function") or message.tool_calls or message.function_call:
-        raise NotSupported("Tool calls are not carried out by this server yet; leave them out.", param=here)
-    if message.audio is not None:
-        raise NotSupported("Only text is carried out by this server; leave the audio out.", param=f"{here}.audio")
-    content = message.content
-    if content is None:
-        raise InvalidParameter(f"{here}.content is missing; send the text of the message.", param=f"{here}.content")
-    if not isinstance(content, str):
-        parts = []
-        for position, part in enumerate(content):
-            param = f"{here}.content[{position}]"
-            if part.type != "text":
-                raise NotSupported("Only text parts are carried out by this server; leave the others out.", param=param)
-            if part.text is None:
-                raise InvalidParameter(f"{param}.text is missing; send the text of the part.", param=f"{param}.text")
-            parts.append(part.text)
-        content = "\n".join(parts)
-    if message.role == "developer":
-        # OpenAI's newer word for the same thing; chat templates know only the older one.
-        return Message("system", content)
-    if message.role in ("system", "user", "assistant"):
-        return Message(message.role, content)
-    raise NotSupported(f"The role {message.role} is not carried out by this server.", param=f"{here}.role")

@@ -1,6 +1,6 @@
 """Domain error -> status and body: the one table of the API.
 
-Both dialects so far send `{"error": {"code", "message", "type", "param"}}`; they differ in a few codes. Raise a
+A path belongs to a dialect, and each dialect has its own shape of an error; statuses are the same in all. Raise a
 QuantryError anywhere below access.py and it becomes the answer built here.
 """
 
@@ -66,7 +66,10 @@ RETRY_AFTER_SECONDS: dict[type[QuantryError], int | None] = {
 
 MESSAGE_LIMIT = 2000
 _NAME_LIMIT = 100
-_UNION_MEMBERS = frozenset({"str", "int", "float", "constrained-str", "constrained-int", "none", "[key]"})
+_UNION_MEMBERS = frozenset(
+    {"str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float", "none", "[key]"}
+)
+_MARKS = ("list[", "function-", "literal[", "constrained-list")
 
 
 class Dialect(StrEnum):
@@ -74,19 +77,61 @@ class Dialect(StrEnum):
 
     NATIVE = "native"
     OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    LLAMA_SERVER = "llama-server"
+    OLLAMA = "ollama"
 
 
 _OPENAI_CODES = {"queue_full": "rate_limit_exceeded", "busy": "rate_limit_exceeded"}
 
+# Anthropic's words for the kinds of error, where they are others.
+_ANTHROPIC_TYPES: dict[int, str] = {
+    413: "request_too_large",
+    500: "api_error",
+    503: "overloaded_error",
+    507: "api_error",
+}
+
+# llama-server's; by class, for it tells apart what has one status here.
+_LLAMA_SERVER_TYPES: dict[type[QuantryError], str] = {
+    errors.PromptTooLong: "exceed_context_size_error",
+    errors.NotSupported: "not_supported_error",
+    errors.Busy: "unavailable_error",
+}
+
+# Ollama's words and status for a full queue: its clients wait on that status, and some compare the words.
+_OLLAMA_FULL = "server busy, please try again.  maximum pending requests exceeded"
+_OLLAMA_STATUS: dict[type[QuantryError], int] = {errors.Busy: 503}
+
+# How the paths of a dialect begin; all others are native.
+_PATHS: dict[Dialect, tuple[str, ...]] = {
+    Dialect.OPENAI: ("/v1/chat/", "/v1/completions", "/v1/embeddings"),
+    Dialect.ANTHROPIC: ("/v1/messages",),
+    Dialect.OLLAMA: ("/api/",),
+    Dialect.LLAMA_SERVER: (
+        "/apply-template",
+        "/completion",
+        "/detokenize",
+        "/infill",
+        "/lora-adapters",
+        "/props",
+        "/rerank",
+        "/slots",
+        "/tokenize",
+        "/v1/rerank",
+    ),
+}
+
 
 def dialect_of(path: str) -> Dialect:
     """The dialect that owns a path."""
-    return Dialect.OPENAI if path.startswith(("/v1/chat/", "/v1/completions", "/v1/embeddings")) else Dialect.NATIVE
+    return next((dialect for dialect, begins in _PATHS.items() if path.startswith(begins)), Dialect.NATIVE)
 
 
-def status_of(kind: type[QuantryError]) -> int:
+def status_of(kind: type[QuantryError], dialect: Dialect = Dialect.NATIVE) -> int:
     """The HTTP status of an error class: that of its nearest ancestor in the table."""
-    return next(STATUS[ancestor] for ancestor in kind.__mro__ if ancestor in STATUS)
+    table = STATUS | _OLLAMA_STATUS if dialect is Dialect.OLLAMA else STATUS
+    return next(table[ancestor] for ancestor in kind.__mro__ if ancestor in table)
 
 
 def retry_after(error: QuantryError) -> int | None:
@@ -98,22 +143,31 @@ def retry_after(error: QuantryError) -> int | None:
 
 def error_body(error: QuantryError, dialect: Dialect, status: int | None = None) -> dict[str, Any]:
     """The error object, ready for JSON."""
-    code = _OPENAI_CODES.get(error.code, error.code) if dialect is Dialect.OPENAI else error.code
-    return {
-        "error": {
-            "code": code,
-            "message": error.message[:MESSAGE_LIMIT],
-            "type": TYPES[status or status_of(type(error))],
-            "param": error.param,
-        }
-    }
+    status = status or status_of(type(error), dialect)
+    message = error.message[:MESSAGE_LIMIT]
+    match dialect:
+        case Dialect.ANTHROPIC:
+            details = {"error_code": error.code, "param": error.param}
+            kind = _ANTHROPIC_TYPES.get(status, TYPES[status])
+            return {"type": "error", "error": {"type": kind, "message": message, "details": details}}
+        case Dialect.LLAMA_SERVER:
+            kind = next((_LLAMA_SERVER_TYPES[of] for of in type(error).__mro__ if of in _LLAMA_SERVER_TYPES), "")
+            # Its `code` is the status: the stable word for what went wrong stands beside it.
+            more = {"type": kind or TYPES[status], "param": error.param, "reason": error.code}
+            return {"error": {"code": status, "message": message, **more}}
+        case Dialect.OLLAMA:
+            # Clients read `error` as the message; the stable code stands beside it.
+            return {"error": _OLLAMA_FULL if isinstance(error, errors.QueueFull) else message, "code": error.code}
+        case _:
+            code = _OPENAI_CODES.get(error.code, error.code) if dialect is Dialect.OPENAI else error.code
+            return {"error": {"code": code, "message": message, "type": TYPES[status], "param": error.param}}
 
 
 def error_response(
     error: QuantryError, dialect: Dialect, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer for an error that comes before the first byte. `status` overrides the table (405, 408)."""
-    status = status or status_of(type(error))
+    status = status or status_of(type(error), dialect)
     sent = dict(headers or {})
     seconds = retry_after(error)
     if seconds is not None:
@@ -144,8 +198,8 @@ def error_from_event(failed: Failed) -> QuantryError:
 
 
 def error_from_validation(problems: Sequence[Mapping[str, Any]]) -> QuantryError:
-    """pydantic's list of problems as one of ours; names the first field at fault and never echoes its value."""
-    problem = problems[0]
+    """pydantic's list of problems as one of ours; names one field at fault and never echoes its value."""
+    problem = _telling(problems)
     kind, location = str(problem["type"]), tuple(problem["loc"])
     place, path = (str(location[0]), location[1:]) if location else ("body", ())
     if kind == "json_invalid":
@@ -170,6 +224,18 @@ def error_from_validation(problems: Sequence[Mapping[str, Any]]) -> QuantryError
     return InvalidParameter(message, param=param)
 
 
+def _telling(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first problem. A field that takes several forms has one for each: then that of the form that was meant."""
+    first = tuple(problems[0]["loc"])[:2]
+    alike = [problem for problem in problems if tuple(problem["loc"])[:2] == first]
+
+    def is_near(problem: Mapping[str, Any]) -> tuple[int, bool]:
+        kind = str(problem["type"])
+        return len(problem["loc"]), not (kind.endswith("_type") or kind == "literal_error")
+
+    return max(alike, key=is_near)
+
+
 def field_path(path: Sequence[Any]) -> str:
     """A location as people write it: `messages[0].content`. Names of union members are left out."""
     text = ""
@@ -184,4 +250,6 @@ def field_path(path: Sequence[Any]) -> str:
 
 def _is_field(part: Any) -> bool:
     # pydantic puts the member of a union into the path ("str", "list[str]"), and marks keys; clients never wrote it.
-    return isinstance(part, str) and part not in _UNION_MEMBERS and not part.startswith(("list[", "function-"))
+    if not isinstance(part, str) or part in _UNION_MEMBERS:
+        return False
+    return not part.startswith(_MARKS) and not part.endswith("Body")

@@ -7,7 +7,20 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from service.api import admin, jobs, models, native, openai, openai_embeddings, variants, workers
+from service.api import (
+    admin,
+    advice,
+    datasets,
+    importance,
+    jobs,
+    laboratory,
+    models,
+    native,
+    openai,
+    openai_embeddings,
+    variants,
+    workers,
+)
 from service.api.access import Access
 from service.api.documents import document, operation_id
 from service.api.gate import Gate
@@ -16,7 +29,20 @@ from service.api.responses import dialect_of, error_from_validation, error_respo
 from service.api.services import Services
 from service.domain.errors import InvalidRequest, MalformedBody, QuantryError, RouteNotFound
 
-_ROOMS = (admin, native, variants, models, jobs, workers, openai, openai_embeddings)
+_ROOMS = (
+    admin,
+    native,
+    laboratory,
+    advice,
+    importance,
+    datasets,
+    variants,
+    models,
+    jobs,
+    workers,
+    openai,
+    openai_embeddings,
+)
 
 
 def install(app: FastAPI) -> None:

@@ -19,6 +19,8 @@ from service.jobs.runner import JobRunner
 from service.metrics import Metrics
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
+from service.store.laboratory import Laboratory
+from service.store.presets import Presets
 from service.workers.pool import Pool
 
 MIB = 1 << 20
@@ -29,6 +31,7 @@ class ApiOptions:
     """The API's part of the settings. Sizes are bytes, durations seconds, `context_length` tokens.
 
     `api_key_hashes` come from `auth.hash_keys`; empty means that no key is asked for. `import_folders` are absolute.
+    `gpu_memory_bytes` None: no GPU is used. `job_threads`: what a job computes with when it does not say.
     """
 
     version: str
@@ -42,6 +45,8 @@ class ApiOptions:
     stream_stall_seconds: float = 30.0
     import_wait_seconds: float = 10.0
     llama_build: str | None = None
+    gpu_memory_bytes: int | None = None
+    job_threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Services:
 
     catalog: Catalog
     blobs: BlobStore
+    laboratory: Laboratory
+    presets: Presets
     jobs: JobRunner
     pool: Pool
     metrics: Metrics

@@ -73,6 +73,11 @@ def sse(value: Any, *, event: str | None = None, event_id: int | None = None) ->
     return b"%sdata: %s\n\n" % (head, encode(value))
 
 
+def line(value: Any) -> bytes:
+    """One line of a stream of JSON values."""
+    return encode(value) + b"\n"
+
+
 class EventStream(Response):
     """`text/event-stream`. `frames` are complete events; `close` is called once the stream ends, however it ends."""
 
@@ -152,6 +157,15 @@ class EventStream(Response):
             self._timer = loop.call_at(due, self._watch, loop, task)
 
 
+class LineStream(EventStream):
+    """`application/x-ndjson`: the same for frames that are lines."""
+
+    media_type = "application/x-ndjson"
+
+
 def error_event(error: QuantryError, dialect: Dialect) -> bytes:
     """The event that ends a stream badly, as the dialect writes it."""
-    return sse(error_body(error, dialect), event=None if dialect is Dialect.OPENAI else "error")
+    if dialect is Dialect.OLLAMA:
+        return line(error_body(error, dialect))
+    is_nameless = dialect in (Dialect.OPENAI, Dialect.LLAMA_SERVER)
+    return sse(error_body(error, dialect), event=None if is_nameless else "error")

@@ -9,7 +9,8 @@ import ipaddress
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -109,7 +110,7 @@ class Client:
         *,
         params: Params | None = None,
         body: Mapping[str, Any] | None = None,
-        content: Iterator[bytes] | None = None,
+        content: Iterator[bytes] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
         seconds: float = ANSWER_SECONDS,
         allow: tuple[int, ...] = (),
@@ -125,6 +126,31 @@ class Client:
         if response.is_success or response.status_code in allow:
             return response
         raise refusal(response)
+
+    def download(self, path: str, target: Path, params: Params | None = None) -> int:
+        """GET raw bytes into a file, which is there whole or not at all; how many. OSError when it cannot be."""
+        partial = target.with_name(f".{target.name}.part")
+        try:
+            with partial.open("wb") as file:
+                received = self._copy(path, params, file)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return received
+
+    def _copy(self, path: str, params: Params | None, file: BinaryIO) -> int:
+        timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
+        received = 0
+        try:
+            with self._http.stream("GET", path, params=params, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    raise refusal(response)
+                for chunk in response.iter_bytes():
+                    received += file.write(chunk)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        return received
 
     # --- streams -------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ REMEDIES: dict[str, str] = {
     "job_not_found": "`quantry jobs` shows what is there",
     "context_length_exceeded": "send less text; in a chat, /clear starts afresh",
     "quantization_not_applicable": "`quantry plan MODEL` shows the levels that can be made",
-    "importance_matrix_required": "`quantry plan MODEL` shows the levels that can be made",
+    "importance_matrix_required": "add --imatrix auto to compute one first",
+    "importance_matrix_not_found": "`quantry importance` shows what is there",
+    "dataset_not_found": "`quantry datasets` shows what is there",
     "does_not_fit": "`quantry list --context 1024` shows what each level takes",
 }

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from service.api.catalogue_shapes import AvailableShape, DeletedShape, VariantListing, VariantShape, VerifiedShape
-from service.cli import figures, tables
+from service.cli import cards, figures, tables
 from service.cli.client import VERIFY_SECONDS, Client, ref_path
 from service.cli.failures import CommandFailed, ExitCode
 from service.cli.options import command
@@ -97,7 +97,11 @@ def show(session: Session, name: Name) -> None:
             session.document(variant)
             return
         ancestors = _ancestors(client, variant)
-    session.table(tables.facts([*_facts(variant), ("lineage", " <- ".join([variant.quantization, *ancestors]))]))
+    lineage = ("lineage", " <- ".join([variant.quantization, *ancestors]))
+    session.table(tables.facts([*_facts(variant), *cards.recipe(variant.lineage), lineage]))
+    if variant.card is not None:
+        session.say()
+        session.table(tables.facts(cards.facts(variant.card)))
 
 
 def copy(

@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import chat, demo, doctor, importing, jobs, models, quantizing, serving, workers
+from service.cli import (
+    advice,
+    chat,
+    datasets,
+    demo,
+    doctor,
+    importance,
+    importing,
+    jobs,
+    laboratory,
+    models,
+    quantizing,
+    serving,
+    workers,
+)
 from service.cli.options import ApiKey, AsJson, Shared, Url
 
 _EPILOG = (
     "Exit codes: 0 done, 1 refused or failed, 2 wrong command line or setting, 3 no server answers, 130 interrupted."
+)
+
+_TOPICS = (
+    demo,
+    serving,
+    chat,
+    workers,
+    importing,
+    models,
+    quantizing,
+    laboratory,
+    advice,
+    importance,
+    datasets,
+    jobs,
+    doctor,
 )
 
 
@@ -24,7 +54,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(shared)
-    for topic in (demo, serving, chat, workers, importing, models, quantizing, jobs, doctor):
+    for topic in _TOPICS:
         topic.register(app)
     return app
 

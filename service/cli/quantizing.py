@@ -1,14 +1,14 @@
-"""`quantry quantize` and `quantry plan`: levels of a stored model, made or only worked out."""
+"""`quantry quantize` and `quantry plan`: levels of a stored model or a mix within a budget, made or only worked out."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from service.api.catalogue_shapes import JobShape, PlanShape
 from service.api.shapes import Listing
-from service.cli import tables
+from service.cli import cards, measuring, recipes, tables
 from service.cli.client import Client, read
 from service.cli.failures import CommandFailed, ExitCode
 from service.cli.jobs import watch_job
@@ -27,14 +27,26 @@ TABLE_LEVELS = tuple(
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="What to quantize, e.g. gloss or gloss:F16.")]
 
 
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=1, max=1 << 20, help="Work memory out for one request of this many tokens."),
+]
+_BUDGET = "A budget, instead of levels"
+
+
+def _budget(name: str, about: str, **rules: Any) -> Any:
+    return typer.Option(name, help=about, rich_help_panel=_BUDGET, show_default=False, **rules)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    command(app, "quantize", _PANEL)(quantize)
-    command(app, "plan", _PANEL)(plan)
+    command(app, "quantize", _PANEL, added={**recipes.OPTIONS, **measuring.OPTIONS})(quantize)
+    command(app, "plan", _PANEL, added=recipes.OPTIONS)(plan)
 
 
 def quantize(
     session: Session,
+    /,
     model: Model,
     levels: Annotated[
         list[str] | None, typer.Argument(metavar="LEVEL...", help="E.g. Q4_K_M Q8_0, in any case.")
@@ -42,48 +54,108 @@ def quantize(
     all_levels: Annotated[
         bool, typer.Option("--all", help="Every level from Q2_K to Q8_0 that can be made of this model.")
     ] = False,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Quantize a source that has lost precision already.")
-    ] = False,
+    size: Annotated[str | None, _budget("--size", "Largest file, e.g. 3.2GiB.", metavar="SIZE")] = None,
+    bits_per_weight: Annotated[float | None, _budget("--bits-per-weight", "Most bits of a weight.")] = None,
+    max_kld: Annotated[float | None, _budget("--max-kld", "Most mean KL divergence to the source.")] = None,
+    min_speed: Annotated[float | None, _budget("--min-speed", "Least tokens per second here.")] = None,
+    types: Annotated[str | None, _budget("--types", "Types that may be used.", metavar="TYPE,TYPE,...")] = None,
+    guide: Annotated[str | None, _budget("--guide", "auto, measured or estimated.")] = None,
+    max_seconds: Annotated[float | None, _budget("--max-seconds", "Longest search.", min=1)] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure each level once it is made.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="Threads to compute with.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
+    **options: Any,
 ) -> None:
-    """Make levels of a stored model, with a bar for each."""
-    if bool(levels) == all_levels:
+    """Make levels of a stored model, or the best mix of tensor types within a budget, with a bar for each step."""
+    target = {"size": size, "bits_per_weight": bits_per_weight, "max_kld": max_kld, "min_speed": min_speed}
+    target = {name: value for name, value in target.items() if value is not None}
+    if bool(levels) + all_levels + bool(target) != 1:
         raise CommandFailed(
-            "usage", "Name levels, or say --all.", remedy=f"quantry quantize {model} Q4_K_M", exit_code=ExitCode.USAGE
-        )
+            "usage", "Name levels, or say --all, or give a budget such as --size.",
+            remedy=f"quantry quantize {model} Q4_K_M", exit_code=ExitCode.USAGE,
+        )  # fmt: skip
+    body: dict[str, Any] = {"model": model, **recipes.fields(options)}
+    measured = measuring.fields(options)
+    if evaluate or measured:
+        body["evaluate"] = measured or True
+    if threads is not None:
+        body["threads"] = threads
+    search = _search(types, guide, max_seconds)
+    if search and not target:
+        raise CommandFailed(
+            "usage", "--types, --guide and --max-seconds go with a budget.", remedy="give one, such as --size 3GiB",
+            exit_code=ExitCode.USAGE,
+        )  # fmt: skip
     with session.client() as client:
-        wanted = makeable(client, model) if all_levels else [parse_label(level) for level in levels or ()]
-        job = submit(client, model, wanted, allow_requantize=allow_requantize)
-        if detach:
-            if session.as_json:
-                session.document(job)
-            session.say(f"Job {job.id} is {job.status}. Follow it: quantry jobs {job.id} --watch")
-            return
-        job = watch_job(session, client, job)
-        if not session.as_json:
-            made = set(job.result)
-            print_variants(session, [row for row in variants(client).data if row.name in made])
+        if target:
+            body |= {"target": target, **({"search": search} if search else {})}
+        else:
+            body["to"] = makeable(client, model) if all_levels else [parse_label(level) for level in levels or ()]
+        finish(session, client, read(JobShape, client.send("POST", "/v1/quantize", body=body)), detach=detach)
+
+
+def finish(session: Session, client: Client, job: JobShape, *, detach: bool) -> None:
+    """Follow a job that makes or measures variants, and show them; or say how to."""
+    if detach:
+        if session.as_json:
+            session.document(job)
+        session.say(f"Job {job.id} is {job.status}. Follow it: quantry jobs {job.id} --watch")
+        return
+    job = watch_job(session, client, job)
+    if session.as_json:
+        return
+    rows = [row for row in variants(client).data if row.name in set(job.result)]
+    print_variants(session, rows)
+    if any(row.card for row in rows):
+        session.say()
+        session.table(cards.table(rows))
+        for note in cards.notes(rows):
+            session.note(note)
 
 
 def plan(
     session: Session,
+    /,
     model: Model,
     levels: Annotated[list[str] | None, typer.Argument(metavar="[LEVEL...]", help="Only these levels.")] = None,
+    context: Context = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List the type of every tensor.")] = False,
+    **options: Any,
 ) -> None:
     """Work out what levels of a model would be, to the byte, and make nothing."""
     wanted = [parse_label(level) for level in levels] if levels else list(TABLE_LEVELS)
+    body: dict[str, Any] = recipes.fields(options) | ({"tensors": True} if tensors else {})
+    if context is not None:
+        body["context"] = context
     with session.client() as client:
-        listing = plans(client, model, wanted)
+        listing = plans(client, model, wanted, **body)
     if session.as_json:
         session.document(listing)
         return
     session.say(f"{listing.data[0].source} would become:")
-    session.table(tables.plans(listing.data))
+    session.table(tables.plans(listing.data, has_matrix="imatrix" in body))
+    for row in listing.data:
+        for note in row.notes:
+            session.note(f"{row.quantization}: {note}", "yellow")
     session.note("* recommended")
     session.note(tables.REFERENCE_NOTE)
     if not all(row.fits for row in listing.data if not row.error):
         session.note("! does not fit the server's memory budget.")
+    if not all(row.fits_disk for row in listing.data if not row.error):
+        session.note("The disk has no room for every one of these; make some, or make room.", "yellow")
+    if tensors:
+        for row in listing.data:
+            session.say(f"\n{row.quantization}")
+            session.table(tables.tensors(row.tensors or []))
+
+
+def _search(types: str | None, guide: str | None, max_seconds: float | None) -> dict[str, Any]:
+    given = {
+        "types": [kind.strip() for kind in types.split(",")] if types else None,
+        "guide": guide,
+        "max_seconds": max_seconds,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def makeable(client: Client, model: str) -> list[str]:
@@ -95,9 +167,10 @@ def makeable(client: Client, model: str) -> list[str]:
     ]
 
 
-def plans(client: Client, source: str, levels: list[str]) -> Listing[PlanShape]:
-    """A dry run."""
-    return client.post(Listing[PlanShape], "/v1/quantize", {"model": source, "to": levels, "dry_run": True})
+def plans(client: Client, source: str, levels: list[str], **options: Any) -> Listing[PlanShape]:
+    """A dry run. `options` are further fields of the request."""
+    body = {"model": source, "to": levels, "dry_run": True, **options}
+    return client.post(Listing[PlanShape], "/v1/quantize", body)
 
 
 def submit(client: Client, source: str, levels: list[str], *, allow_requantize: bool = False) -> JobShape:

@@ -8,7 +8,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from service.api.catalogue_shapes import AvailableShape, JobShape, PlanShape, VariantShape, WorkerShape
+from service.api.catalogue_shapes import (
+    AvailableShape,
+    JobShape,
+    PlanShape,
+    TensorShape,
+    VariantShape,
+    WorkerShape,
+)
 from service.cli import figures
 from service.domain.quants import QUANTIZATIONS
 
@@ -30,7 +37,7 @@ _SAID_BY_THE_STAR = " - recommended"
 
 def variants(rows: Sequence[VariantShape], context: int | None) -> Table:
     """What is stored. With `context`, what one request of that many tokens takes in memory."""
-    table = _table("Name", ">Size", ">Bits/w", ">PPL 7B", *([">Memory"] if context else []), "~Advice")
+    table = columns("Name", ">Size", ">Bits/w", ">PPL 7B", *([">Memory"] if context else []), "~Advice")
     for row in rows:
         table.add_row(
             _name(row),
@@ -45,7 +52,7 @@ def variants(rows: Sequence[VariantShape], context: int | None) -> Table:
 
 def available(rows: Sequence[AvailableShape], context: int | None) -> Table:
     """What could be made from the stored sources."""
-    table = _table("Could be made", ">Size", ">Bits/w", ">PPL 7B", *([">Memory"] if context else []), "~Advice")
+    table = columns("Could be made", ">Size", ">Bits/w", ">PPL 7B", *([">Memory"] if context else []), "~Advice")
     for row in rows:
         table.add_row(
             _marked(f"{row.model}:{row.quantization}", recommended=row.recommended),
@@ -58,12 +65,12 @@ def available(rows: Sequence[AvailableShape], context: int | None) -> Table:
     return table
 
 
-def plans(rows: Sequence[PlanShape]) -> Table:
-    """A dry run."""
-    table = _table("Level", ">Size", ">Bits/w", ">PPL 7B", ">Memory", "~Notes")
+def plans(rows: Sequence[PlanShape], *, has_matrix: bool = False) -> Table:
+    """A dry run. `has_matrix`: an importance matrix will be there."""
+    table = columns("Level", ">Size", ">Bits/w", ">PPL 7B", ">Memory", ">Time", "~Notes")
     for row in rows:
         level = QUANTIZATIONS.get(row.quantization)
-        hindered = _hindrance(row.error, row.needs_imatrix)
+        hindered = _hindrance(row.error, row.needs_imatrix and not has_matrix)
         advice = _advice(level.advice if level else None)
         fallbacks = f"{len(row.fallbacks)} of {sum(row.types.values())} tensors need another type; "
         table.add_row(
@@ -72,14 +79,23 @@ def plans(rows: Sequence[PlanShape]) -> Table:
             figures.bits(row.bits_per_weight) if not row.error else "-",
             reference(row.quantization),
             _memory(row.memory_bytes, row.fits) if not row.error else "-",
+            "-" if row.estimated_seconds is None else figures.duration(row.estimated_seconds),
             hindered or (Text.assemble(fallbacks, advice) if row.fallbacks else advice),
         )
     return table
 
 
+def tensors(rows: Sequence[TensorShape]) -> Table:
+    """Every tensor of a plan."""
+    table = columns("Tensor", "Type", ">Shape", ">Size")
+    for row in rows:
+        table.add_row(row.name, row.type, " x ".join(map(str, row.shape)), figures.size(row.size_bytes))
+    return table
+
+
 def workers(rows: Sequence[WorkerShape]) -> Table:
     """What is in memory."""
-    table = _table("Name", "State", "Rung", ">Context", ">Memory", ">Active", ">Queued", "Expires (UTC)")
+    table = columns("Name", "State", "Rung", ">Context", ">Memory", ">Active", ">Queued", "Expires (UTC)")
     for row in rows:
         table.add_row(
             row.name,
@@ -102,7 +118,7 @@ def _cache(row: WorkerShape) -> str:
 
 def jobs(rows: Sequence[JobShape]) -> Table:
     """Jobs, as they come."""
-    table = _table("Id", "Model", "Makes", "Status", "Created (UTC)")
+    table = columns("Id", "Model", "Makes", "Status", "Created (UTC)")
     for row in rows:
         status = _status(row.status)
         if row.status == "running":
@@ -110,7 +126,7 @@ def jobs(rows: Sequence[JobShape]) -> Table:
         table.add_row(
             row.id,
             row.model,
-            _first_of(row.levels) if row.levels else row.kind,
+            _first_of(row.levels) if row.levels and row.kind == "quantize" else row.kind,
             status,
             figures.moment(row.created_at)[5:16],
         )
@@ -119,7 +135,7 @@ def jobs(rows: Sequence[JobShape]) -> Table:
 
 def steps(job: JobShape) -> Table:
     """The parts of one job."""
-    table = _table("Step", "Status", ">Done", "~Detail")
+    table = columns("Step", "Status", ">Done", "~Detail")
     for step in job.steps:
         table.add_row(step.name, _status(step.status), figures.percent(step.progress), step.detail or "")
     return table
@@ -147,10 +163,10 @@ def bare_names(rows: Sequence[VariantShape]) -> str:
     return ", ".join(reached)
 
 
-def _table(*columns: str) -> Table:
-    """Columns by name: `>` is right-aligned, `~` takes what width is left and wraps."""
+def columns(*names: str) -> Table:
+    """A table with these columns: `>` is right-aligned, `~` takes what width is left and wraps."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    for column in columns:
+    for column in names:
         wraps = column.startswith("~")
         table.add_column(
             column.lstrip(">~"), justify="right" if column.startswith(">") else "left", no_wrap=not wraps,

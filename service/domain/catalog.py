@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from service.domain.evaluation import SearchReport
 from service.domain.names import ModelKey
+from service.domain.recipes import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,13 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class LevelPlan:
-    """What one quantization level of a file would be; made by llama.cpp's own dry run.
+    """What a recipe, or one level without options, would make of a file; by llama.cpp's own dry run.
 
-    `size_bytes` is exact to the byte. `fallbacks` names the tensors whose shape forced another type. `types` counts
-    tensors by ggml type. `error` is llama.cpp's reason when it refuses the level on this model.
+    `size_bytes` is exact to the byte. `needs_imatrix`: some tensor's type asks for an importance matrix, whether one
+    was given or not. `fallbacks` names the tensors whose shape forced another type. `types` counts tensors by ggml
+    type. `error` is the reason when it cannot be made of this model. `tensors` is every tensor of the result, in
+    the file's order, and `notes` what its owner should know first; both only in plans that were asked for, not in
+    those that are kept of every file.
     """
 
     quantization: str
@@ -50,6 +55,8 @@ class LevelPlan:
     fallbacks: tuple[str, ...] = ()
     types: tuple[tuple[str, int], ...] = ()
     error: str | None = None
+    tensors: tuple[TensorInfo, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +76,6 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a variant was made from its source: enough to make it again."""
-
-    quantization: str
-    allow_requantize: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Lineage:
     """Where a variant comes from. `source_digest` None: it was imported. `lossy_source` stays true for ever."""
 
@@ -87,6 +86,7 @@ class Lineage:
     llama_build: str | None = None
     duration_seconds: float | None = None
     lossy_source: bool = False
+    search: SearchReport | None = None  # how the mix of a budget run was found
 
 
 @dataclass(frozen=True, slots=True)

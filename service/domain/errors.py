@@ -8,6 +8,7 @@
     │   └── LossySource, ImportanceMatrixRequired, QuantizationNotApplicable, LabelMismatch
     ├── Unauthorized, Forbidden
     ├── NotFound                  ModelNotFound, BlobNotFound, JobNotFound, RouteNotFound
+    │                             DatasetNotFound, ImportanceMatrixNotFound
     ├── Conflict                  NameTaken, BlobCorrupt, JobFinished
     ├── TooLarge                  body or upload over its limit
     ├── UnsupportedMediaType      a body that is not JSON
@@ -177,6 +178,18 @@ class JobNotFound(NotFound):
     """No job with that id."""
 
     code = "job_not_found"
+
+
+class DatasetNotFound(NotFound):
+    """No dataset under that name."""
+
+    code = "dataset_not_found"
+
+
+class ImportanceMatrixNotFound(NotFound):
+    """No importance matrix with that digest."""
+
+    code = "importance_matrix_not_found"
 
 
 class RouteNotFound(NotFound):

@@ -8,11 +8,73 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation; `content` is plain text."""
+class ToolCall:
+    """A call that the model asks for; `arguments` is a JSON object as text."""
 
-    role: Literal["system", "user", "assistant"]
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `content` is plain text.
+
+    Turns of the assistant may carry `reasoning` and `tool_calls`; a turn of a tool answers the call `tool_call_id`, and
+    names the tool in `name` where the dialect does.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `parameters` is the JSON schema of its arguments, as text.
+
+    `strict` holds the arguments to the schema, also where the model chose to call by itself.
+    """
+
+    name: str
+    description: str = ""
+    parameters: str = "{}"
+    strict: bool = False
+
+
+class ToolMode(StrEnum):
+    """Whether the model must call."""
+
+    NONE = "none"  # the tools are not even shown
+    AUTO = "auto"
+    REQUIRED = "required"  # at least one call, and nothing else
+    NAMED = "named"  # one call of `ToolChoice.name`
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools the model may or must call. Held to by constraint, not by asking."""
+
+    mode: ToolMode = ToolMode.AUTO
+    name: str | None = None
+    parallel: bool = True  # more than one call in a turn
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """How much a model thinks before it answers. `enabled` None leaves it to the model's template.
+
+    `max_tokens` ends the thinking after that many tokens and lets the answer begin; `effort` is a word for templates
+    that read one ("low", "medium", "high"). `split` False leaves the thinking in the text.
+    """
+
+    enabled: bool | None = None
+    max_tokens: int | None = None
+    effort: str | None = None
+    split: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +140,9 @@ class AdapterUse:
 class GenerationRequest:
     """Text to generate with one variant.
 
-    Exactly one of `prompt` (raw text, no template) and `messages` (rendered by the model's chat template) is set.
+    At most one of `prompt` (raw text, no template) and `messages` (rendered by the model's chat template) is set;
+    `prompt_tokens` come before it, or are the whole prompt. `continues`: the last of the messages, the assistant's, is
+    the beginning of the answer. `template` is a chat template (Jinja) to be used in the place of the model's own.
     `max_tokens` None means until the context is full. `parse_special` lets the text of a raw prompt name special
     tokens; text inside messages never can. `choices` texts are drawn from the one prompt; those with a seed use seed,
     seed + 1, ... `logprobs` None reports no log-probabilities, a number reports that many alternatives beside the
@@ -89,7 +153,10 @@ class GenerationRequest:
     """
 
     prompt: str | None = None
+    prompt_tokens: tuple[int, ...] = ()
     messages: tuple[Message, ...] = ()
+    continues: bool = False
+    template: str | None = None
     max_tokens: int | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
@@ -98,6 +165,9 @@ class GenerationRequest:
     choices: int = 1
     logprobs: int | None = None
     grammar: Grammar | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    reasoning: Reasoning = Reasoning()
     adapters: tuple[AdapterUse, ...] = ()
     speculate: bool = True
     draft: str | None = None
@@ -110,6 +180,7 @@ class GenerationRequest:
 class FinishReason(StrEnum):
     """Why a generation ended well."""
 
+    TOOL_CALLS = "tool_calls"  # the model wants tools called
     STOP = "stop"  # the model's own end token, a stop string, or the end of the grammar
     LENGTH = "length"  # max_tokens reached, or the context is full
 
@@ -124,6 +195,7 @@ class Usage:
     cached_tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    reasoning_tokens: int = 0  # of completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +238,27 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """Text of one choice's thinking, which comes before its answer."""
+
+    text: str
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """More of call number `index` of one choice. The first of a call has its id and name; `arguments` is the next piece
+    of the JSON text.
+    """
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The good end of one choice; `stop` is the stop string that ended it, when one did."""
 
@@ -186,7 +279,7 @@ class Failed:
     retry_after_seconds: int | None = None
 
 
-GenerationEvent = Token | Finished | Failed
+GenerationEvent = Token | Thought | ToolCallDelta | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

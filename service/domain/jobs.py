@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.domain.catalog import FileFacts, LevelPlan
+from service.domain.datasets import DatasetRef
+from service.domain.evaluation import Target
+from service.domain.recipes import STOCK, Recipe
 
 
 class JobKind(StrEnum):
@@ -13,6 +16,10 @@ class JobKind(StrEnum):
 
     IMPORT = "import"
     QUANTIZE = "quantize"
+    CALIBRATE = "calibrate"
+    EVALUATE = "evaluate"
+    BUDGET = "budget"  # the best mix of tensor types within a budget
+    REBUILD = "rebuild"  # make a variant again and compare
 
 
 class JobStatus(StrEnum):
@@ -51,17 +58,125 @@ class ImportSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A variant as a job's spec names it: its canonical name, and the blob that it was when asked for."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """What to measure. `text` None: no perplexity and no divergence. `chunks` None: the whole text."""
+
+    text: DatasetRef | None
+    window: int = 512  # tokens
+    chunks: int | None = None
+    tasks: tuple[DatasetRef, ...] = ()
+    speed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateOptions:
+    """How an importance matrix is computed."""
+
+    text: DatasetRef
+    window: int = 512  # tokens
+    chunks: int | None = None
+    process_output: bool = False  # output.weight as well
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizeSpec:
-    """Make `levels` of the variant with blob `source_digest`, in the order given."""
+    """Make `levels` of the variant with blob `source_digest`, in the order given.
+
+    `recipe` holds the options that all levels share. With `calibrate` an importance matrix is computed first, unless an
+    equal one is stored, and used for all of them. `flavour` None: the source's own.
+    """
 
     source_name: str
     source_digest: str
     levels: tuple[str, ...]
-    allow_requantize: bool = False
+    threads: int | None = None
+    recipe: Recipe = STOCK
+    calibrate: CalibrateOptions | None = None
+    evaluate: EvaluateOptions | None = None
+    flavour: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateSpec:
+    """An importance matrix for a model: computed, read from stored files (`include`, digests of blobs), or both merged.
+
+    `options` None: nothing is computed, only `include` is read, checked and merged.
+    """
+
+    source_name: str
+    source_digest: str
+    options: CalibrateOptions | None
+    include: tuple[str, ...] = ()
     threads: int | None = None
 
 
-JobSpec = ImportSpec | QuantizeSpec
+@dataclass(frozen=True, slots=True)
+class EvaluateSpec:
+    """Measure variants of one model, each against `base`. `base` None: none is stored that they could be held to."""
+
+    variants: tuple[StoredFile, ...]
+    base: StoredFile | None
+    options: EvaluateOptions
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How a mix is searched. `types` are the ggml types that may be used; empty: those of the k-quants and Q8_0.
+
+    `guide` "measured" measures every tensor at every type, "estimated" some of them, "auto" as `max_seconds` allows.
+    """
+
+    text: DatasetRef
+    window: int = 512  # tokens
+    chunks: int | None = None
+    types: tuple[str, ...] = ()
+    guide: str = "auto"
+    max_seconds: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSpec:
+    """Find, make and measure the mix of tensor types with the least loss within `target`."""
+
+    source_name: str
+    source_digest: str
+    target: Target
+    search: SearchOptions
+    recipe: Recipe = STOCK
+    calibrate: CalibrateOptions | None = None
+    evaluate: EvaluateOptions | None = None
+    flavour: str = "mix"
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildSpec:
+    """Make a variant again from its recipe and compare the digests; one whose blob is damaged is mended by it."""
+
+    variant: StoredFile
+    threads: int | None = None
+
+
+JobSpec = ImportSpec | QuantizeSpec | CalibrateSpec | EvaluateSpec | BudgetSpec | RebuildSpec
+
+SPECS: dict[JobKind, type[JobSpec]] = {
+    JobKind.IMPORT: ImportSpec,
+    JobKind.QUANTIZE: QuantizeSpec,
+    JobKind.CALIBRATE: CalibrateSpec,
+    JobKind.EVALUATE: EvaluateSpec,
+    JobKind.BUDGET: BudgetSpec,
+    JobKind.REBUILD: RebuildSpec,
+}
+"""What the spec of a job of each kind is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +204,11 @@ class Job:
     id: str
     kind: JobKind
     status: JobStatus
-    spec: ImportSpec | QuantizeSpec
+    spec: JobSpec
     progress: float
     steps: tuple[Step, ...]
     eta_seconds: float | None
-    result: tuple[str, ...]  # canonical names of the variants made or found
+    result: tuple[str, ...]  # canonical names of the variants made or found; digests of importance matrices
     error: JobError | None
     attempts: int
     created_at: str

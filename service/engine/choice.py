@@ -20,9 +20,11 @@ from service.domain.generation import (
     TokenLogprob,
     Usage,
 )
+from service.engine.answer import AnswerStream, Reading
 from service.engine.drafting import DraftModel
 from service.engine.grammar import Constraint
 from service.engine.logprobs import token_logprob
+from service.engine.parted import PartedAnswer
 from service.engine.sampling import Sampler, make_sampler
 from service.engine.scheduler import Sequence
 from service.engine.speculation import DraftLength, NgramIndex
@@ -54,6 +56,7 @@ class Choice:
     clock: Clock
     constraint: Constraint | None = None
     draft_model: DraftModel | None = None
+    parts: PartedAnswer | None = None  # for an answer that is more than text
     ngrams: NgramIndex = field(default_factory=NgramIndex)
     short_match: DraftLength = field(default_factory=DraftLength)
     long_match: DraftLength = field(default_factory=lambda: DraftLength(hopeful=True))
@@ -80,6 +83,9 @@ class Choice:
         raw = logits.copy() if self.request.logprobs is not None else None
         if self.request.ignore_eos:
             logits[model.end_tokens] = -np.inf
+        if self.parts is not None:
+            self.constraint = self.parts.constraint
+            self.parts.steer(logits, model)
         if self.constraint is not None:
             self.constraint.mask(logits)
         token = self.sampler.sample(logits, context, index)
@@ -100,41 +106,68 @@ class Choice:
             length.observe(1, int(token == guess))
             self.foreseen = None
         self.sequence.tokens.append(token)
-        text = self.text.push(model.piece(token))
-        logprobs = () if raw is None else (self._logprob(model, raw, token),)
-        if text or logprobs:
-            events.append((self.request_id, Token(text, self.index, logprobs)))
-        if self.text.stopped_by is not None or (self.constraint is not None and self.constraint.is_finished):
+        if self.parts is not None:
+            self._take_part(self.parts, token, model, raw, events)
+        else:
+            text = self.text.push(model.piece(token))
+            logprobs = () if raw is None else (self._logprob(model, raw, token),)
+            if text or logprobs:
+                events.append((self.request_id, Token(text, self.index, logprobs)))
+            if self.text.stopped_by is not None:
+                self.finished = FinishReason.STOP
+        if self.constraint is not None and self.constraint.is_finished:
             self.finished = FinishReason.STOP
-        elif self.tokens_left <= 0:
+        elif self.finished is None and self.tokens_left <= 0:
             self.finished = FinishReason.LENGTH
         return token
+
+    def _take_part(
+        self,
+        parts: PartedAnswer,
+        token: int,
+        model: Model,
+        raw: NDArray[np.float32] | None,
+        events: list[tuple[int, GenerationEvent]],
+    ) -> None:
+        """The same for an answer that is more than text."""
+        found = parts.take(token, model)
+        if raw is not None and not parts.was_thought:
+            events.append((self.request_id, Token("", self.index, (self._logprob(model, raw, token),))))
+        events += ((self.request_id, part) for part in found)
+        self.constraint = parts.constraint
+        if parts.stream.stopped_by is not None or parts.stream.is_done:
+            self.finished = FinishReason.STOP
 
     def last_events(self) -> list[GenerationEvent]:
         """What is left to say once `finished` is set."""
         events: list[GenerationEvent] = []
-        rest = self.text.finish()
-        if rest:
+        if self.parts is not None:
+            events += self.parts.stream.finish()
+        elif rest := self.text.finish():
             events.append(Token(rest, self.index))
         now = time.monotonic()
         assert self.finished is not None
-        stopped = self.text.stopped_by is not None
+        stopped_by = self.text.stopped_by if self.parts is None else self.parts.stream.stopped_by
+        reason = self.finished if stopped_by is None else FinishReason.STOP
+        if self.parts is not None and self.parts.stream.calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
         events.append(
             Finished(
-                reason=FinishReason.STOP if stopped else self.finished,
+                reason=reason,
                 usage=Usage(
                     prompt_tokens=self.sequence.prompt_length,
                     completion_tokens=self.generated,
                     cached_tokens=self.sequence.cached,
                     draft_tokens=self.drafted,
                     accepted_tokens=self.accepted,
+                    reasoning_tokens=0 if self.parts is None else self.parts.thought_tokens,
                 ),
                 timings=Timings(
                     queue_seconds=self.clock.admitted - self.clock.submitted,
                     prompt_seconds=self.clock.first_token - self.clock.admitted,
                     generation_seconds=now - self.clock.first_token,
                 ),
-                stop=self.text.stopped_by,
+                stop=stopped_by,
                 choice=self.index,
             )
         )
@@ -169,14 +202,24 @@ def make_choices(
     max_tokens: int,
     constraint: Constraint | None,
     draft_model: DraftModel | None,
+    reading: Reading | None = None,
+    call_constraint: Constraint | None = None,
 ) -> list[Choice]:
-    """The texts of one request, which share its prompt; each with a seed of its own."""
+    """The texts of one request, which share its prompt; each with a seed of its own.
+
+    With a `reading` they are more than text, and `call_constraint` is for calls that the model begins by itself.
+    """
     adapters = tuple(sorted((use.name, use.scale) for use in request.adapters if use.scale))
     salt: object = (request.cache_salt, adapters) if request.cache_prompt else object()
     choices = []
     for index in range(request.choices):
         seed = request.sampling.seed
         sampling = request.sampling if seed is None or index == 0 else replace(request.sampling, seed=seed + index)
+        held_to = constraint if constraint is None or index == 0 else constraint.copy()
+        parts = None
+        if reading is not None:
+            for_calls = call_constraint if call_constraint is None or index == 0 else call_constraint.copy()
+            parts = PartedAnswer(reading, AnswerStream(reading, request.stop, index), held_to, for_calls)
         choices.append(
             Choice(
                 request_id=request_id,
@@ -194,8 +237,9 @@ def make_choices(
                 sampler=make_sampler(sampling, model, tokens),
                 text=TextStream(request.stop),
                 clock=Clock(submitted=time.monotonic()),
-                constraint=constraint if constraint is None or index == 0 else constraint.copy(),
+                constraint=held_to if parts is None else parts.constraint,
                 draft_model=draft_model,
+                parts=parts,
             )
         )
     return choices

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from service.domain.errors import InternalError, InvalidParameter, PromptTooLong, QuantryError
 from service.domain.generation import Failed, GenerationEvent, GenerationRequest
+from service.engine.answer import Reading
 from service.engine.choice import Choice, make_choices
 from service.engine.drafting import DraftModel
 from service.engine.governor import Governor, Work
@@ -97,8 +98,12 @@ class Engine:
         request: GenerationRequest,
         constraint: Constraint | None = None,
         draft_model: DraftModel | None = None,
+        reading: Reading | None = None,
+        call_constraint: Constraint | None = None,
     ) -> None:
         """Take a tokenized request, with its compiled grammar and the model that drafts for it where it has them.
+
+        `reading` is for answers with thinking or tool calls, `call_constraint` for calls that a model begins by itself.
 
         Raises PromptTooLong when it leaves no room, InvalidParameter when it is empty or names an unknown adapter.
         """
@@ -127,6 +132,8 @@ class Engine:
             max_tokens=room if request.max_tokens is None else min(request.max_tokens, room),
             constraint=constraint,
             draft_model=draft_model,
+            reading=reading,
+            call_constraint=call_constraint,
         )
         self._requests[request_id] = choices
         for choice in choices:

@@ -17,10 +17,12 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from service.domain.errors import InvalidGrammar
 from service.domain.generation import Grammar, GrammarKind
 from service.engine.gbnf import parse_gbnf
 from service.engine.grammar_limits import check_lark, check_regex, check_schema, check_size, refuse
 from service.engine.lexemes import to_lark
+from service.engine.tool_grammar import ToolGrammar
 from service.llama.model import Model
 from service.llama.vocabulary import token_bytes, tokenizer_address
 
@@ -41,7 +43,7 @@ _MAX_STEP_CPU_SECONDS = 0.05
 
 # JSON as models write it and as it is cheap: on one line, a space after `,` and `:` or none. Endless white space, which
 # small models fall into, is no valid beginning of anything.
-_JSON_OPTIONS = {
+JSON_OPTIONS = {
     "item_separator": ", ?",
     "key_separator": ": ?",
     "whitespace_flexible": False,
@@ -77,11 +79,11 @@ class GrammarCompiler:
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_lock = threading.Lock()
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Grammar | ToolGrammar, LLMatcher] = OrderedDict()
         self._compiled_bytes = 0
         self._mask = _Mask(model.vocabulary_size)
 
-    def compile(self, grammar: Grammar) -> Constraint:
+    def compile(self, grammar: Grammar | ToolGrammar) -> Constraint:
         """A constraint at its beginning. Raises InvalidGrammar, which says what to change.
 
         Takes milliseconds, up to about a second for the worst that the limits let through. llguidance works without
@@ -102,9 +104,17 @@ class GrammarCompiler:
                 self._compiled_bytes -= len(oldest.source)
             return Constraint(matcher.deep_copy(), self._mask)
 
-    def _build(self, grammar: Grammar) -> LLMatcher:
+    def _build(self, grammar: Grammar | ToolGrammar) -> LLMatcher:
+        if isinstance(grammar, ToolGrammar):
+            try:
+                return self._matcher(GrammarKind.JSON_SCHEMA, LLMatcher.grammar_from_lark(grammar.source))
+            except InvalidGrammar as error:
+                error.param = "tools"
+                raise
         check_size(grammar.kind, grammar.source)
-        source = _SOURCES[grammar.kind](grammar.source)
+        return self._matcher(grammar.kind, _SOURCES[grammar.kind](grammar.source))
+
+    def _matcher(self, kind: GrammarKind, source: str) -> LLMatcher:
         try:
             matcher = LLMatcher(self._known_tokenizer(), source, log_level=0, limits=_LIMITS)
             reason = _reason(matcher) if matcher.is_error() else _first_steps(matcher)
@@ -112,10 +122,10 @@ class GrammarCompiler:
             # A panic of the library's is no Exception; this thread and the worker live on.
             if type(error).__name__ != "PanicException":
                 raise
-            refuse(grammar.kind, "The grammar library failed over this grammar; write it in another way.")
+            refuse(kind, "The grammar library failed over this grammar; write it in another way.")
         if reason:
-            name = "schema" if grammar.kind is GrammarKind.JSON_SCHEMA else "grammar"
-            refuse(grammar.kind, f"The {name} cannot be used: {reason}. Change that part or leave it out.")
+            name = "schema" if kind is GrammarKind.JSON_SCHEMA else "grammar"
+            refuse(kind, f"The {name} cannot be used: {reason}. Change that part or leave it out.")
         return matcher
 
     def _known_tokenizer(self) -> LLTokenizer:
@@ -211,7 +221,7 @@ class Constraint:
 
 
 def _schema_source(source: str) -> str:
-    return LLMatcher.grammar_from_json_schema(json.dumps(check_schema(source)), overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
+    return LLMatcher.grammar_from_json_schema(json.dumps(check_schema(source)), overrides=JSON_OPTIONS)  # type: ignore[arg-type]
 
 
 def _regex_source(source: str) -> str:

@@ -1,93 +1,46 @@
 """Words in: messages through the model's chat template to tokens, on a side thread of the worker.
 
-The template comes from a model file and is hostile until shown otherwise: it runs in jinja2's immutable sandbox with
-few globals, bounded operators, a time limit and an output limit, and in a process that holds nothing but this model.
 Text of users never becomes special tokens.
 """
 
 from __future__ import annotations
 
-import ctypes
-import datetime
-import json
 import re
 import secrets
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from service.domain.errors import NoChatTemplate, TemplateFailed
-from service.domain.generation import GenerationRequest, Message
+from service.domain.generation import GenerationRequest, Reasoning, ToolMode
+from service.engine.conversation import Turn, explained, plain_turns, tool_values, turns
+from service.engine.formats import GENERIC, CallFormat, Format, Thinking, detect
+from service.engine.template import RENDER_SECONDS, compile_template, render
 
-_MAX_TEMPLATE_CHARACTERS = 128 * 1024
-_MAX_NESTING = 64
-_MAX_OUTPUT_CHARACTERS = 8 * 1024 * 1024
-_MAX_PRODUCT = 1 << 20  # characters or items of a repeated sequence; bits of a number are far fewer
-_MAX_LOOP_ITEMS = 100_000
-_RENDER_SECONDS = 1.0
+if TYPE_CHECKING:
+    from service.llama.model import Model
 
 Tokenize = Callable[..., list[int]]
 
-
-class _OutOfTime(BaseException):
-    """Raised inside the rendering thread when its second is over; no template can catch it."""
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}`: a marker for training masks in some templates; the text inside is kept."""
-
-    tags = {"generation"}  # noqa: RUF012  (the base class declares it as an instance variable)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+# Variables by which templates switch thinking on and off.
+_SWITCHES = ("enable_thinking", "thinking")
+_OTHER_TEMPLATES = 8  # that requests brought along, kept compiled
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox with bounded arithmetic: `"A" * 10**9` and `9**9**9` are refused before they are computed."""
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request's tokens, and how the text that follows them is to be read.
 
-    intercepted_binops = frozenset({"*", "**", "%", "+"})
+    `calls` None: no tool may be called; `thinking` None: the model marks none. `opens_thought`: the prompt ends with the beginning of the thinking.
+    """
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            _refuse("The chat template uses powers.")
-        if operator == "*" and _product_size(left, right) > _MAX_PRODUCT:
-            _refuse("The chat template multiplies too far.")
-        if operator == "%" and isinstance(left, str):
-            _refuse("The chat template formats strings with %.")
-        if operator == "+" and isinstance(left, str) and len(left) > _MAX_OUTPUT_CHARACTERS:
-            _refuse("The chat template makes too long a text.")
-        return super().call_binop(context, operator, left, right)
-
-
-def _product_size(left: Any, right: Any) -> int:
-    """Characters, items or bits of `left * right`, before it is computed."""
-    if isinstance(left, int) and isinstance(right, int):
-        return left.bit_length() + right.bit_length()
-    if isinstance(left, float) or isinstance(right, float):
-        return 0
-    sequence, times = (left, right) if isinstance(right, int) else (right, left)
-    return len(sequence) * int(times)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateFailed(f"{message} Use a prompt without messages for this model.", param="messages")
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise TemplateFailed(f"The model's chat template refused the messages: {str(message)[:300]}", param="messages")
-
-
-def _tojson(value: Any, indent: int | None = None, **_ignored: Any) -> str:
-    # jinja2's own filter escapes for HTML, which would change the prompt.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    tokens: list[int]
+    calls: CallFormat | None = None
+    thinking: Thinking | None = None
+    opens_thought: bool = False
 
 
 class PromptRenderer:
@@ -113,165 +66,238 @@ class PromptRenderer:
         self._adds_bos = adds_bos
         self._bos_text = bos_text
         self._eos_text = eos_text
+        self._special_texts = special_texts
+        self._others: dict[str, PromptRenderer] = {}  # by template
         longest_first = sorted({text for text in special_texts if text}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._template: jinja2.Template | None = None
         self._template_error: TemplateFailed | None = None
+        self._variables: frozenset[str] = frozenset()  # that the template reads
+        self.format = Format()
         if template is not None:
             try:
-                self._template = _compile(template)
+                self._template, self._variables = compile_template(template)
             except TemplateFailed as error:
                 self._template_error = error
+            else:
+                self.format = detect(template, takes_tools="tools" in self._variables)
+
+    @classmethod
+    def of(cls, model: Model) -> PromptRenderer:
+        """The renderer for a loaded model."""
+        return cls(
+            template=model.chat_template(),
+            tokenize=model.tokenize,
+            bos_token=model.bos_token,
+            adds_bos=model.adds_bos,
+            bos_text=model.piece(model.bos_token, special=True).decode("utf-8", "replace"),
+            eos_text=model.piece(model.eos_token, special=True).decode("utf-8", "replace"),
+            special_texts=model.special_texts(),
+        )
+
+    def with_template(self, template: str) -> PromptRenderer:
+        """The renderer of the same model for another chat template; the latest few are kept."""
+        found = self._others.pop(template, None)
+        if found is None:
+            found = PromptRenderer(
+                template=template,
+                tokenize=self._tokenize,
+                bos_token=self._bos_token,
+                adds_bos=self._adds_bos,
+                bos_text=self._bos_text,
+                eos_text=self._eos_text,
+                special_texts=self._special_texts,
+            )
+            if len(self._others) >= _OTHER_TEMPLATES:
+                del self._others[next(iter(self._others))]
+        self._others[template] = found
+        return found
+
+    def is_special(self, text: str) -> bool:
+        """Whether a text is that of a token of its own kind, control or made by the model's authors."""
+        return self._special is not None and self._special.fullmatch(text) is not None
 
     def tokens(self, request: GenerationRequest) -> list[int]:
         """Token ids of a request. Raises NoChatTemplate or TemplateFailed for messages that cannot be rendered."""
-        if request.prompt is not None:
-            return self._tokenize(request.prompt, add_special=True, parse_special=request.parse_special)
-        return self._chat_tokens(request.messages)
+        return self.prompt(request).tokens
 
-    def _chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, request: GenerationRequest) -> Prompt:
+        """A request as the model reads it.
+
+        Raises NoChatTemplate or TemplateFailed for messages that cannot be rendered, InvalidParameter for tools and
+        calls that are no JSON.
+        """
+        if request.template is not None:
+            return self.with_template(request.template).prompt(replace(request, template=None))
+        before = list(request.prompt_tokens)
+        if request.prompt is not None:
+            more = self._tokenize(request.prompt, add_special=not before, parse_special=request.parse_special)
+            return Prompt(before + more)
+        if before and not request.messages:
+            return Prompt(before)
+        parts, calls, opens_thought = self._parts(request)
+        tokens: list[int] = []
+        for part, is_users in parts:
+            tokens += self._tokenize(part, add_special=False, parse_special=not is_users)
+        # Most templates write the BOS token themselves; the others rely on the tokenizer to add it.
+        if before:
+            tokens = tokens[1:] if tokens[:1] == [self._bos_token] else tokens
+        elif self._adds_bos and (not tokens or tokens[0] != self._bos_token):
+            tokens.insert(0, self._bos_token)
+        return Prompt(before + tokens, calls, self.format.thinking, opens_thought)
+
+    def text(self, request: GenerationRequest) -> str:
+        """The prompt as text, without what the tokenizer adds and without `prompt_tokens`. Raises as `prompt`."""
+        if request.template is not None:
+            return self.with_template(request.template).text(replace(request, template=None))
+        if request.prompt is not None or not request.messages:
+            return request.prompt or ""
+        return "".join(part for part, _ in self._parts(request)[0])
+
+    def _parts(self, request: GenerationRequest) -> tuple[list[tuple[str, bool]], CallFormat | None, bool]:
+        """The text of messages in pieces (text, whether it is users' own words), and the rest of a Prompt."""
         if self._template_error is not None:
             raise self._template_error
         if self._template is None:
             raise NoChatTemplate(
                 "This model's file has no chat template. Send a prompt instead of messages.", param="messages"
             )
-        guarded, hidden = self._hide_special_tokens(messages)
-        text = self._render(self._template, guarded)
-        tokens: list[int] = []
-        for part, is_users in _split(text, hidden):
-            tokens += self._tokenize(part, add_special=False, parse_special=not is_users)
-        # Most templates write the BOS token themselves; the others rely on the tokenizer to add it.
-        if self._adds_bos and (not tokens or tokens[0] != self._bos_token):
-            tokens.insert(0, self._bos_token)
-        return tokens
+        hidden = _Hidden(self._special)
+        begun = request.messages[-1].content if request.continues else ""
+        if request.continues:
+            request = replace(request, messages=request.messages[:-1])
+        text, calls = self._chat(self._template, request, hidden)
+        text, opens_thought = self._switch_thinking(text, request.reasoning)
+        if begun:
+            thinking = self.format.thinking
+            if opens_thought and thinking is not None:
+                text, opens_thought = text + thinking.close, False
+            text += str(hidden.guarded(begun))
+        return list(hidden.split(text)), calls, opens_thought
 
-    def _hide_special_tokens(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], dict[str, str]]:
-        """Replace texts of special tokens in users' words by placeholders that templates carry through unchanged."""
-        hidden: dict[str, str] = {}
-        nonce = secrets.randbelow(10**18)
+    def _chat(
+        self, template: jinja2.Template, request: GenerationRequest, hidden: _Hidden
+    ) -> tuple[str, CallFormat | None]:
+        """The text of messages with what tools they have, and how calls are written in the answer."""
+        tools = () if request.tool_choice.mode is ToolMode.NONE else request.tools
+        calls = self.format.calls
 
-        def hide(match: re.Match[str]) -> str:
-            # Private-use characters and digits: no filter of a template changes them, no tokenizer knows them.
-            placeholder = f"\ue000{nonce:018}{len(hidden)}\ue001"
-            hidden[placeholder] = match.group()
-            return placeholder
+        deadline = time.monotonic() + RENDER_SECONDS  # for all that is tried
+        values = hidden.guarded(tool_values(tools))
+        asked = self._thinking_variables(request.reasoning)
+        knows_calls = calls is not GENERIC
+        given = hidden.guarded((turns if knows_calls else plain_turns)(request.messages, self.format))
+        if not tools:
+            return self._render_without_tools(template, given, asked, deadline), None
+        if calls.explained:
+            try:
+                text = self._render(template, given, {**asked, "tools": values}, deadline)
+                if all(tool.name in text for tool in tools):
+                    return text, calls
+            except TemplateFailed:
+                pass  # some know no result of a tool, or not all that JSON can be
+            calls = GENERIC
+            given = hidden.guarded(plain_turns(request.messages, self.format))
+        try:
+            shown = explained(given, values, request.tool_choice, calls.writing)
+            return self._render_without_tools(template, shown, asked, deadline), calls
+        except TemplateFailed:
+            # Some templates know no turn of the system.
+            shown = explained(given, values, request.tool_choice, calls.writing, to_user=True)
+            return self._render_without_tools(template, shown, asked, deadline), calls
 
-        guarded = []
-        for message in messages:
-            content = message.content if self._special is None else self._special.sub(hide, message.content)
-            guarded.append({"role": message.role, "content": content})
-        return guarded, hidden
+    def _render_without_tools(
+        self, template: jinja2.Template, given: list[Turn], asked: Mapping[str, Any], deadline: float
+    ) -> str:
+        try:
+            return self._render(template, given, asked, deadline)
+        except TemplateFailed:
+            if "tools" not in self._variables:
+                raise
+            # Some templates look through the tools without looking whether there are any.
+            return self._render(template, given, {**asked, "tools": []}, deadline)
 
-    def _render(self, template: jinja2.Template, messages: list[dict[str, str]]) -> str:
+    def _thinking_variables(self, reasoning: Reasoning) -> dict[str, Any]:
+        """What is asked of the thinking, for those variables that the template reads."""
+        asked: dict[str, Any] = {}
+        if reasoning.enabled is not None:
+            asked |= dict.fromkeys(_SWITCHES, reasoning.enabled)
+        if reasoning.effort is not None and reasoning.effort.isalpha():
+            asked["reasoning_effort"] = reasoning.effort
+        if reasoning.max_tokens is not None:
+            asked["thinking_budget"] = reasoning.max_tokens
+        return {name: value for name, value in asked.items() if name in self._variables}
+
+    def _switch_thinking(self, text: str, reasoning: Reasoning) -> tuple[str, bool]:
+        """The text, with thinking switched off where that is asked and not done yet; whether thinking is open."""
+        thinking = self.format.thinking
+        if thinking is None:
+            return text, False
+        is_open = text.rstrip().endswith(thinking.start)
+        if reasoning.enabled is not False:
+            return text, is_open
+        if is_open:
+            return text + thinking.close, False
+        if not self._variables.intersection(_SWITCHES) and not text.rstrip().endswith(thinking.end):
+            text += thinking.empty
+        return text, False
+
+    def _render(self, template: jinja2.Template, messages: Any, more: Mapping[str, Any], deadline: float) -> str:
+        """The text, before `deadline` by the monotonic clock."""
         variables: Mapping[str, Any] = {
             "messages": messages,
             "add_generation_prompt": True,
             "bos_token": self._bos_text,
             "eos_token": self._eos_text,
             "tools": None,
+            **more,
         }
-        pieces: list[str] = []
-        size = 0
-        try:
-            with _time_limit(_RENDER_SECONDS):
-                for piece in template.generate(variables):
-                    size += len(piece)
-                    if size > _MAX_OUTPUT_CHARACTERS:
-                        _refuse("The chat template makes too long a text.")
-                    pieces.append(piece)
-        except TemplateFailed:
-            raise
-        except _OutOfTime:
-            _refuse(f"The chat template ran for more than {_RENDER_SECONDS:g} s.")
-        except Exception as error:
-            # Whatever a template does wrong is the template's fault, RecursionError and MemoryError included.
-            _refuse(f"The chat template failed ({type(error).__name__}).")
-        return "".join(pieces)
+        return render(template, variables, deadline)
 
 
-def _compile(source: str) -> jinja2.Template:
-    if len(source) > _MAX_TEMPLATE_CHARACTERS:
-        _refuse(f"The chat template is longer than {_MAX_TEMPLATE_CHARACTERS} characters.")
-    environment = _Sandbox(
-        loader=None, autoescape=False, trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.globals = {
-        "range": _bounded_range,
-        "namespace": environment.globals["namespace"],
-        "dict": dict,
-        "raise_exception": _raise_exception,
-        "strftime_now": lambda form: datetime.datetime.now(datetime.UTC).strftime(str(form)[:100]),
-    }
-    environment.filters["tojson"] = _tojson
-    try:
-        with _time_limit(_RENDER_SECONDS):
-            if _depth(environment.parse(source)) > _MAX_NESTING:
-                _refuse(f"The chat template is nested deeper than {_MAX_NESTING} levels.")
-            return environment.from_string(source)
-    except TemplateFailed:
-        raise
-    except (_OutOfTime, Exception) as error:
-        raise TemplateFailed(
-            f"The model's chat template cannot be compiled ({type(error).__name__}). "
-            "Send a prompt instead of messages.",
-            param="messages",
-        ) from None
+class _Hidden:
+    """Texts of special tokens in users' words, replaced by placeholders that templates carry through unchanged."""
 
+    def __init__(self, special: re.Pattern[str] | None) -> None:
+        self._special = special
+        self._nonce = secrets.randbelow(10**18)
+        self._texts: dict[str, str] = {}  # by placeholder
 
-def _depth(root: nodes.Node) -> int:
-    deepest, level = 0, [root]
-    while level:
-        deepest += 1
-        level = [child for node in level for child in node.iter_child_nodes()]
-    return deepest
+    def guarded(self, value: Any) -> Any:
+        """The same plain JSON value without texts of special tokens, in names of members neither."""
+        if self._special is None:
+            return value
+        if isinstance(value, str):
+            return self._special.sub(self._hide, value)
+        if isinstance(value, dict):
+            return {
+                name if name.isidentifier() else self.guarded(name): self.guarded(member)
+                for name, member in value.items()
+            }
+        if isinstance(value, list):
+            return [self.guarded(member) for member in value]
+        return value
 
+    def _hide(self, match: re.Match[str]) -> str:
+        # Private-use characters and digits: no filter of a template changes them, no tokenizer knows them.
+        placeholder = f"\ue000{self._nonce:018}{len(self._texts)}\ue001"
+        self._texts[placeholder] = match.group()
+        return placeholder
 
-def _bounded_range(*arguments: int) -> range:
-    numbers = range(*arguments)
-    if len(numbers) > _MAX_LOOP_ITEMS:
-        _refuse(f"The chat template loops over more than {_MAX_LOOP_ITEMS} items.")
-    return numbers
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise _OutOfTime in this thread when the block takes longer.
-
-    An asynchronous exception reaches pure Python code at its next bytecode, which is all that a template can run;
-    what it cannot reach (one long C call) is bounded by the operators above, and by the worker's hang detection.
-    """
-    thread_id = threading.get_ident()
-    lock = threading.Lock()
-    done = False
-
-    def interrupt() -> None:
-        with lock:
-            if not done:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(_OutOfTime))
-
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with lock:
-            done = True
-        timer.cancel()
-
-
-def _split(text: str, hidden: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-    """Cut rendered text at placeholders: (text, whether it is users' own words that must stay words)."""
-    if not hidden:
-        yield text, False
-        return
-    pattern = re.compile("|".join(map(re.escape, sorted(hidden, key=len, reverse=True))))
-    position = 0
-    for match in pattern.finditer(text):
-        if match.start() > position:
-            yield text[position : match.start()], False
-        yield hidden[match.group()], True
-        position = match.end()
-    if position < len(text):
-        yield text[position:], False
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Cut rendered text at placeholders: (text, whether it is users' own words that must stay words)."""
+        if not self._texts:
+            yield text, False
+            return
+        pattern = re.compile(f"\ue000{self._nonce:018}\\d+\ue001")
+        position = 0
+        for match in pattern.finditer(text):
+            hidden = self._texts.get(match.group())
+            if hidden is None:
+                continue
+            if match.start() > position:
+                yield text[position : match.start()], False
+            yield hidden, True
+            position = match.end()
+        if position < len(text):
+            yield text[position:], False

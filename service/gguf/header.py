@@ -40,6 +40,8 @@ MAX_WEIGHTS = 2**63 - 1
 # Arrays this short keep their values (llama.cpp's per-layer arrays hold at most 512), within a budget for the file.
 _KEPT_ARRAY_ELEMENTS = 1024
 _KEPT_ELEMENTS = 65_536
+_KEPT_STRINGS = 256
+_KEPT_STRING_BYTES = 64 * 1024
 _SMALLEST_PAIR_BYTES = 8 + 1 + 4 + 1  # length, one letter of key, type, one byte
 _SMALLEST_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # empty name, one dimension
 _LONG_TOKEN_BYTES = 64
@@ -70,11 +72,12 @@ _SCALARS = {kind: struct.Struct("<" + code) for kind, (_, code) in _VALUE_TYPES.
 
 @dataclass(frozen=True, slots=True)
 class ArrayInfo:
-    """An array value. `values` is kept for short arrays of numbers, None for strings and long arrays."""
+    """An array value. `values` is kept for short arrays of numbers, `texts` for short ones of strings; else None."""
 
     element_type: str  # "u32", "str", ...
     count: int
     values: tuple[int | float, ...] | None = None
+    texts: tuple[str, ...] | None = None
 
 
 Value = int | float | bool | str | ArrayInfo
@@ -302,7 +305,9 @@ class _Walker:
             self._check_count(f"strings in {what}", count, MAX_ARRAY_ELEMENTS, 8)
             if key == TOKENS_KEY:
                 return ArrayInfo("str", count), self._tokens(count)
-            return ArrayInfo("str", count), self._strings(count, what)
+            start = self._position
+            written = self._strings(count, what)
+            return ArrayInfo("str", count, texts=self._kept_texts(start, count)), written
         size = _SCALARS[kind].size
         start = self._take(count * size, what)
         name, code = _VALUE_TYPES[kind]
@@ -333,6 +338,19 @@ class _Walker:
             self._position = position
             return written
         raise self._bad_string(what)
+
+    def _kept_texts(self, start: int, count: int) -> tuple[str, ...] | None:
+        """The strings between byte `start` and here, already walked once, when they are few and short."""
+        size = self._position - start
+        if count > _KEPT_STRINGS or size > _KEPT_STRING_BYTES or self._text_bytes + size > MAX_TEXT_BYTES:
+            return None
+        self._text_bytes += size
+        texts = []
+        for _ in range(count):
+            length = _U64.unpack_from(self._data, start)[0]
+            texts.append(bytes(self._data[start + 8 : start + 8 + length]).decode("utf-8", "replace"))
+            start += 8 + length
+        return tuple(texts)
 
     def _tokens(self, count: int) -> int:
         """As `_strings`, for the vocabulary: llama.cpp aborts when two tokens have the same text."""

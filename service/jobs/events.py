@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from service.domain.jobs import ENDED, Job, JobEvent
 from service.jobs.queue import JobQueue
-from service.store.database import EventKind, now
+from service.store.database import now
+from service.store.tables import EventKind
 
 # A look at the database without having been told, for what another server on it does with the job.
 _RECHECK_SECONDS = 15.0

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import psutil
 
 _OPEN_FILES = 256
+_LOWEST_NICENESS = 19
 # A file may grow past its predicted size by what a header can: never by a whole model.
 FILE_MARGIN_BYTES = 64 * 1024 * 1024
 _MEMORY_MARGIN_BYTES = 8 * 1024**3
@@ -38,12 +39,20 @@ def leave_at_end_of(stdin: BinaryIO) -> None:
 
 
 def stay_in_the_background(niceness: int) -> None:
-    """Lower the priority for CPU and disk, so that serving always goes first."""
+    """Lower the priority for CPU and disk, so that serving always goes first.
+
+    At the lowest niceness the scheduler class is SCHED_IDLE as well, where there is one: such a process gets what is
+    left over, and leaves a core the moment that another wants it. Threads started later inherit it. It is not raised
+    again: a system may forbid that.
+    """
     os.nice(niceness)
     process = psutil.Process()
-    if sys.platform == "linux":
+    if sys.platform == "linux" and niceness > 0:
         with suppress(psutil.Error, OSError):
             process.ionice(psutil.IOPRIO_CLASS_IDLE)
+        if niceness >= _LOWEST_NICENESS:
+            with suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def limit_process() -> None:
@@ -55,6 +64,12 @@ def limit_file_size(expected_bytes: int) -> None:
     """Writing a file past `expected_bytes` and a margin fails with EFBIG instead of filling the disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     _lower(resource.RLIMIT_FSIZE, expected_bytes + FILE_MARGIN_BYTES)
+
+
+def lift_file_limit() -> None:
+    """Undo `limit_file_size`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def limit_memory(file_bytes: int) -> None:

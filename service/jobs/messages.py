@@ -1,15 +1,18 @@
 """What the server and a job's child say to each other over the child's pipes, as frames (service/frames.py).
 
 Runs on both sides. The server sends one task and then keeps the pipe open: its end tells the child that the server is
-gone. The child answers with any number of `Progress`
-and `Made`, and ends with `Done` or `Failed`.
+gone. The child answers with any number of `Progress` and outcomes, and ends with `Done` or `Failed`.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from service.domain.catalog import LevelPlan
+from service.domain.evaluation import Card, SearchReport, Target
+from service.domain.importance import ImportanceFacts
 from service.domain.jobs import MadeFile
+from service.domain.recipes import Recipe
 
 
 class ImportTask(msgspec.Struct, frozen=True, tag="import"):
@@ -25,25 +28,109 @@ class ImportTask(msgspec.Struct, frozen=True, tag="import"):
     niceness: int
 
 
-class LevelTask(msgspec.Struct, frozen=True):
-    """One level to make; `expected_bytes` is the exact size from the plan."""
+class CalibrateStep(msgspec.Struct, frozen=True, tag="calibrate"):
+    """Leave an importance matrix at `target`: computed on the text, merged with the files in `include`, or only those.
 
-    quantization: str
+    `text` is a path, None for no computing. `checkpoint` is a path where the work so far is kept between runs. `keep`
+    as in `LevelStep`.
+    """
+
     target: str
+    text: str | None
+    dataset: str
+    window: int
+    chunks: int | None
+    process_output: bool
+    include: tuple[str, ...]
+    checkpoint: str
+    keep: str = ""
+
+
+class LevelStep(msgspec.Struct, frozen=True, tag="level"):
+    """Make one level at `target`. `expected_bytes` is the size from the plan, 0 where none was made.
+
+    `importance` is the path of an importance matrix. The file made stays readable under `keep` until the job ends:
+    later steps may read it there, wherever the server has put it meanwhile. "" keeps nothing.
+    """
+
+    target: str
+    recipe: Recipe
     expected_bytes: int
+    importance: str | None
+    keep: str = ""
 
 
-class QuantizeTask(msgspec.Struct, frozen=True, tag="quantize"):
-    """Make `levels` of the file `source`, in this order. `threads` 0 means all cores; `niceness` as above."""
+class TextWindows(msgspec.Struct, frozen=True):
+    """A text at a path, cut into windows. `dataset` and `digest` go into the card."""
+
+    path: str
+    dataset: str
+    digest: str
+    window: int
+    chunks: int | None
+
+
+class TaskFile(msgspec.Struct, frozen=True):
+    """A task to score, at a path."""
+
+    path: str
+    name: str
+    digest: str
+
+
+class EvaluateStep(msgspec.Struct, frozen=True, tag="evaluate"):
+    """Measure the file `path`. `base` is the path of its source, None for the source itself; `logits` the path where
+    the source's log-probabilities are, or will be put. Without `text`, neither is looked at.
+    """
+
+    path: str
+    base: str | None
+    base_name: str
+    base_digest: str
+    text: TextWindows | None
+    logits: str
+    tasks: tuple[TaskFile, ...]
+    speed: bool
+
+
+class SearchStep(msgspec.Struct, frozen=True, tag="search"):
+    """Find the mix for `target`, make it at `made` and report. `known` is a path with sensitivities measured before;
+    what is measured now is added to it as it comes. `recipe` holds the options that the mix starts from.
+    """
+
+    made: str
+    recipe: Recipe
+    target: Target
+    text: TextWindows
+    logits: str
+    known: str
+    types: tuple[str, ...]
+    guide: str
+    max_seconds: float
+    importance: str | None
+    keep: str = ""
+
+
+class PlanStep(msgspec.Struct, frozen=True, tag="plan"):
+    """Plan these recipes; nothing is made."""
+
+    recipes: tuple[Recipe, ...]
+    has_importance: bool
+
+
+Step = CalibrateStep | LevelStep | EvaluateStep | SearchStep | PlanStep
+
+
+class LaboratoryTask(msgspec.Struct, frozen=True, tag="laboratory"):
+    """Steps on one source file, in this order. `threads` 0 means all cores; `niceness` as above."""
 
     source: str
-    levels: tuple[LevelTask, ...]
-    allow_requantize: bool
+    steps: tuple[Step, ...]
     threads: int
     niceness: int
 
 
-Task = ImportTask | QuantizeTask
+Task = ImportTask | LaboratoryTask
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -55,11 +142,40 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Made(msgspec.Struct, frozen=True, tag="made"):
-    """Step number `step` is done and has left this file; `llama_build` is the library that made or checked it."""
+    """Step number `step` is done and has left this file; `llama_build` is the library that made or checked it.
+
+    A search says what it found: the recipe with its mix, and how it came to it.
+    """
 
     step: int
     file: MadeFile
     llama_build: str
+    recipe: Recipe | None = None
+    search: SearchReport | None = None
+
+
+class Calibrated(msgspec.Struct, frozen=True, tag="calibrated"):
+    """Step number `step` has left an importance matrix, hashed and fsynced."""
+
+    step: int
+    path: str
+    digest: str
+    size_bytes: int
+    facts: ImportanceFacts
+
+
+class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):
+    """Step number `step` has measured a file."""
+
+    step: int
+    card: Card
+
+
+class Planned(msgspec.Struct, frozen=True, tag="planned"):
+    """The plans of a `PlanStep`, in its order."""
+
+    step: int
+    plans: tuple[LevelPlan, ...]
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -74,4 +190,5 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Everything asked for is made."""
 
 
-Message = Progress | Made | Failed | Done
+Outcome = Made | Calibrated | Evaluated | Planned
+Message = Progress | Outcome | Failed | Done

@@ -24,17 +24,17 @@ from service.domain.errors import JobFinished, JobNotFound, QueueFull
 from service.domain.jobs import (
     ENDED,
     TRANSITIONS,
-    ImportSpec,
     Job,
     JobError,
     JobEvent,
-    JobKind,
     JobSpec,
     JobStatus,
     Step,
 )
-from service.jobs.rows import from_snapshot, job_of, rested, spec_key, to_snapshot, undone
-from service.store.database import EventKind, job_events, jobs, now, read, to_json, write
+from service.jobs.rows import from_snapshot, job_of, rested, to_snapshot, undone
+from service.jobs.specs import digests_of, kind_of, spec_key
+from service.store.database import now, read, to_json, write
+from service.store.tables import EventKind, job_events, jobs
 
 MAX_INTERRUPTIONS = 3
 _RETRY_AFTER_SECONDS = 30
@@ -82,23 +82,32 @@ class JobQueue:
             return _move(connection, job_id, JobStatus.RUNNING, started_at=now())
 
     def update_progress(
-        self, job_id: str, progress: float, steps: Sequence[Step], eta_seconds: float | None, *, level: bool = False
+        self,
+        job_id: str,
+        progress: float,
+        steps: Sequence[Step],
+        eta_seconds: float | None,
+        *,
+        result: Sequence[str] | None = None,
     ) -> Job | None:
-        """Write how far a running job is; `level` marks the end of a step. None when the job runs no more.
+        """Write how far a running job is. None when the job runs no more.
+
+        `result` marks the end of a step, and is what there is by now; None: a step is under way.
 
         A progress event replaces the progress event before it: a reader that resumes needs only the newest, and a job
         of many hours does not grow its log without bound.
         """
+        landed = {} if result is None else {"result": to_json(list(result))}
         with write(self._engine) as connection:
             changed = connection.execute(
                 update(jobs)
                 .where(jobs.c.id == job_id, jobs.c.status == JobStatus.RUNNING)
-                .values(progress=progress, steps=to_json(list(steps)), eta_seconds=eta_seconds)
+                .values(progress=progress, steps=to_json(list(steps)), eta_seconds=eta_seconds, **landed)
             )
             if changed.rowcount == 0:
                 return None
             job = _get(connection, job_id)
-            _add_event(connection, EventKind.LEVEL if level else EventKind.PROGRESS, job)
+            _add_event(connection, EventKind.PROGRESS if result is None else EventKind.LEVEL, job)
             return job
 
     def finish(
@@ -228,8 +237,7 @@ class JobQueue:
         with read(self._engine) as connection:
             rows = connection.execute(select(jobs).where(jobs.c.status.in_(_ACTIVE))).mappings()
             specs = [job_of(row).spec for row in rows]
-        digests = (spec.digest if isinstance(spec, ImportSpec) else spec.source_digest for spec in specs)
-        return frozenset(digest for digest in digests if digest is not None)
+        return frozenset(digest for spec in specs for digest in digests_of(spec))
 
     def waiting(self) -> int:
         """How many jobs are queued."""
@@ -255,7 +263,7 @@ class JobQueue:
         job_id = f"job_{secrets.token_hex(8)}"
         values = {
             "id": job_id,
-            "kind": JobKind.IMPORT if isinstance(spec, ImportSpec) else JobKind.QUANTIZE,
+            "kind": kind_of(spec),
             "status": JobStatus.QUEUED,
             "spec_key": key,
             "spec": to_json(spec),

@@ -1,32 +1,18 @@
-"""Jobs as rows and back: the columns of the job table, the snapshots that events keep, and the key of equal requests.
+"""Jobs as rows and back: the columns of the job table, and the snapshots that events keep.
 
 Server process; pure. What a spec is follows from the job's kind, in rows and in snapshots alike.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import msgspec
 from sqlalchemy import RowMapping
 
-from service.domain.jobs import ImportSpec, Job, JobError, JobKind, JobSpec, JobStatus, QuantizeSpec, Step
-from service.domain.names import parse_ref
-from service.store.database import from_json, to_json
-
-
-def spec_key(spec: JobSpec) -> str:
-    """Equal for requests that do the same work: the order of the levels and the number of threads do not matter."""
-    if isinstance(spec, ImportSpec):
-        ref = parse_ref(spec.name)
-        folded = f"{ref.key.folded}:{(ref.canonical_tag or '').lower()}"
-        parts: tuple[object, ...] = (JobKind.IMPORT, folded, spec.path, spec.digest)
-    else:
-        name = spec.source_name.lower()
-        parts = (JobKind.QUANTIZE, name, spec.source_digest, sorted(set(spec.levels)), spec.allow_requantize)
-    return hashlib.sha256(to_json(parts).encode()).hexdigest()
+from service.domain.jobs import SPECS, Job, JobError, JobKind, JobSpec, JobStatus, Step
+from service.store.database import from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +42,7 @@ def from_snapshot(column: str) -> Job:
 
 
 def _spec(kind: JobKind, column: str) -> JobSpec:
-    return from_json(column, ImportSpec) if kind is JobKind.IMPORT else from_json(column, QuantizeSpec)
+    return from_json(column, SPECS[kind])
 
 
 def job_of(row: RowMapping) -> Job:

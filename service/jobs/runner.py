@@ -1,49 +1,50 @@
-"""Runs queued jobs, each in a child process: progress in, cancel out, files committed. Server process, one loop.
+"""Runs queued jobs, each in a child process: progress in, cancel out, results taken in as they come. One loop.
 
-    claim -> prepare (what is left to do) -> child -> commit each file as it comes -> finish
-                                               └── dies, is cancelled, or the server stops: temps removed, then
-                                                   failed | cancelled | queued again
+    claim -> run (jobs/run.py) -> finish
+               └── its child dies, it is cancelled, or the server stops: temps removed, then
+                   failed | cancelled | queued again
 
-The loop never blocks on disk or database: those calls run in threads. llama.cpp is in the child alone.
+Server process. The loop never blocks on disk or database: those calls run in threads. llama.cpp is in the child alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from service.children import child_argv
-from service.domain.errors import (
-    Busy,
-    DiskFull,
-    InternalError,
-    InvalidModel,
-    JobChildDied,
-    QuantryError,
-    ShuttingDown,
-    by_code,
+from service.domain.catalog import LevelPlan, Variant
+from service.domain.errors import InternalError, InvalidModel, QuantryError, ShuttingDown
+from service.domain.jobs import (
+    BudgetSpec,
+    CalibrateSpec,
+    EvaluateSpec,
+    ImportSpec,
+    Job,
+    JobError,
+    JobEvent,
+    JobSpec,
+    JobStatus,
+    QuantizeSpec,
+    RebuildSpec,
 )
-from service.domain.jobs import ImportSpec, Job, JobError, JobEvent, JobStatus, QuantizeSpec, Step
-from service.frames import BadFrame
-from service.jobs.assignments import Assignment, discard_refused_upload, prepare
-from service.jobs.child import Child, death
+from service.domain.recipes import Recipe
+from service.jobs.admission import has_importance, is_stock, recipe_of
+from service.jobs.assignments.bench import Bench
+from service.jobs.assignments.imports import discard_refused_upload
 from service.jobs.events import Followers
-from service.jobs.messages import Done, Failed, Made, Progress
-from service.jobs.progress import Meter
+from service.jobs.planning import Planner
 from service.jobs.queue import JobQueue
-from service.jobs.submission import enqueue_import, enqueue_quantize
-from service.store.blobs import BlobStore
-from service.store.catalog import Catalog
+from service.jobs.run import Halt, Halted, Run, RunOptions
+from service.jobs.submission import canonical, enqueue
+from service.store.stores import Stores
 
-_STORE_EVERY_SECONDS = 0.5
-_PUBLISH_EVERY_SECONDS = 0.1
 _LOOK_AGAIN_SECONDS = 15.0
 _STOP_SECONDS = 20.0
 _CANCEL_SECONDS = 10.0
@@ -63,53 +64,20 @@ class RunnerOptions:
     threads: int = 0
     niceness: int = 19
     stall_seconds: float = 3600.0
+    plan_seconds: float = 120.0
     keep_ended: int = 1000  # jobs in the history
-
-
-class _Halt(Enum):
-    """Why a run is being ended from outside."""
-
-    CANCEL = auto()
-    STOP = auto()
-
-
-class _Halted(Exception):
-    """The run was ended from outside before it was done."""
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    job: Job
-    assignment: Assignment | None = None
-    meter: Meter | None = None
-    child: Child | None = None
-    halt: _Halt | None = None
-    started_at: float = field(default_factory=time.monotonic)
-    stored_at: float = 0.0
-    published_at: float = 0.0
-    task: asyncio.Task[None] | None = None
-
-    def is_halted(self) -> bool:
-        return self.halt is not None
-
-    def result(self) -> tuple[str, ...]:
-        """What is there by now, also where the job is not done."""
-        return () if self.assignment is None else self.assignment.result()
-
-    def steps(self) -> tuple[Step, ...]:
-        return self.job.steps if self.meter is None else self.meter.steps
 
 
 class JobRunner:
     """The jobs of one server. All methods are called on its event loop."""
 
-    def __init__(self, queue: JobQueue, catalog: Catalog, blobs: BlobStore, options: RunnerOptions) -> None:
+    def __init__(self, queue: JobQueue, stores: Stores, options: RunnerOptions) -> None:
         self._queue = queue
-        self._catalog = catalog
-        self._blobs = blobs
+        self._stores = stores
         self._options = options
+        self._planner = Planner(options.argv, stores, options.plan_seconds)
         self._followers = Followers(queue)
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._woken = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._stopping = False
@@ -118,6 +86,7 @@ class JobRunner:
 
     async def start(self) -> None:
         """Recover what the server before left running, and begin to work. The blob store has been started."""
+        await asyncio.to_thread(self._stores.derived.start)
         recovered = await asyncio.to_thread(self._queue.recover)
         if recovered:
             _log.warning("jobs recovered after the server went down", jobs=recovered)
@@ -131,7 +100,7 @@ class JobRunner:
         if self._dispatcher is not None:
             await asyncio.wait({self._dispatcher}, timeout=_STOP_SECONDS)
         tasks = {run.task for run in self._runs.values() if run.task is not None}
-        await asyncio.gather(*(self._halt(run, _Halt.STOP) for run in list(self._runs.values())))
+        await asyncio.gather(*(run.end(Halt.STOP) for run in list(self._runs.values())))
         if tasks:
             await asyncio.wait(tasks, timeout=_STOP_SECONDS)
         self._followers.close()
@@ -143,18 +112,58 @@ class JobRunner:
 
         Raises InvalidName, InvalidParameter, BlobNotFound, DiskFull, QueueFull, ShuttingDown.
         """
-        self._check_open()
-        return await self._announce(await asyncio.to_thread(enqueue_import, spec, self._queue, self._blobs))
+        return await self._submit(spec)
 
     async def submit_quantize(self, spec: QuantizeSpec) -> Job:
         """Queue the levels of one variant, or find the job under way for the same. Levels that are there count as done.
 
         Raises UnknownQuantization, ModelNotFound, NameTaken, LossySource, ImportanceMatrixRequired,
-        QuantizationNotApplicable, BlobCorrupt, DiskFull, QueueFull, ShuttingDown.
+        QuantizationNotApplicable, BlobCorrupt, InvalidParameter, InvalidName, ImportanceMatrixNotFound,
+        DatasetNotFound, DiskFull, QueueFull, ShuttingDown, and what `plan` raises.
+        """
+        return await self._submit(spec)
+
+    async def submit_calibrate(self, spec: CalibrateSpec) -> Job:
+        """Queue an importance matrix; the result of the job is its digest. An equal one that is stored counts as done.
+
+        Raises ModelNotFound, BlobNotFound, BlobCorrupt, DatasetNotFound, InvalidParameter, QueueFull, ShuttingDown.
+        """
+        return await self._submit(spec)
+
+    async def submit_evaluate(self, spec: EvaluateSpec) -> Job:
+        """Queue measurements; each card is stored as it is ready. The result is the names of the variants.
+
+        Raises ModelNotFound, BlobCorrupt, DatasetNotFound, InvalidParameter, QueueFull, ShuttingDown.
+        """
+        return await self._submit(spec)
+
+    async def submit_budget(self, spec: BudgetSpec) -> Job:
+        """Queue the search for a mix within a budget.
+
+        Raises ModelNotFound, LossySource, BlobCorrupt, DatasetNotFound, ImportanceMatrixNotFound, InvalidParameter,
+        InvalidName, DiskFull, QueueFull, ShuttingDown.
+        """
+        return await self._submit(spec)
+
+    async def submit_rebuild(self, spec: RebuildSpec) -> Job:
+        """Queue making a variant again from its recipe; `digest_mismatch` ends the job when it comes out different.
+
+        Raises ModelNotFound, BlobNotFound when its source or importance matrix is gone, Conflict for a variant that was
+        imported, BlobCorrupt for its source, DiskFull, QueueFull, ShuttingDown.
+        """
+        return await self._submit(spec)
+
+    async def plan(
+        self, source: Variant, recipes: Sequence[Recipe], *, has_importance: bool = False
+    ) -> tuple[LevelPlan, ...]:
+        """What each recipe would make of `source`, in their order; in a child, within `plan_seconds`.
+
+        `has_importance`: an importance matrix will be there, also where a recipe does not name it yet. A level that
+        cannot be made has the reason in `error`. Raises InvalidParameter for options that no level can have (a pattern
+        that matches nothing), BlobCorrupt, DeadlineExceeded, ShuttingDown.
         """
         self._check_open()
-        job = await asyncio.to_thread(enqueue_quantize, spec, self._queue, self._catalog, self._blobs)
-        return await self._announce(job)
+        return await self._planner.plan(source, recipes, has_importance=has_importance)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel: at once when queued, else once its child is gone. Files that are finished stay.
@@ -167,8 +176,35 @@ class JobRunner:
             return job
         run = self._runs.get(job_id)
         if run is not None:  # else it was claimed this moment, and sees the wish before it begins
-            await self._halt(run, _Halt.CANCEL)
+            await run.end(Halt.CANCEL)
         return await self.wait(job_id, _CANCEL_SECONDS)
+
+    async def _submit(self, asked: JobSpec) -> Job:
+        self._check_open()
+        spec = await asyncio.to_thread(canonical, asked, self._stores)
+        if isinstance(spec, QuantizeSpec) and not is_stock(spec):
+            await self._plan_levels(spec)
+        job = await asyncio.to_thread(enqueue, spec, self._queue, self._bench())
+        self._followers.stored(job.id)
+        self._woken.set()
+        return job
+
+    async def _plan_levels(self, spec: QuantizeSpec) -> None:
+        """Have the plans that the job will be checked by: those made at import are for other options."""
+        source = await asyncio.to_thread(self._stores.catalog.resolve, spec.source_name)
+        levels = [recipe_of(label, source, spec.recipe) for label in spec.levels]
+        await self._planner.plan(source, levels, has_importance=has_importance(spec))
+
+    def _bench(self, job: Job | None = None) -> Bench:
+        options = self._options
+        bench = Bench(self._stores, threads=options.threads, niceness=options.niceness, plan_of=self._planner.known)
+        if job is not None:
+            bench.job_id, bench.done = job.id, job.result
+        return bench
+
+    def _check_open(self) -> None:
+        if self._stopping:
+            raise ShuttingDown("The server is stopping; try again when it is back.", retry_after_seconds=10)
 
     # --- looking on ----------------------------------------------------------------------------------------------
 
@@ -202,15 +238,6 @@ class JobRunner:
         """
         return self._followers.follow(job_id, after_id)
 
-    async def _announce(self, job: Job) -> Job:
-        self._followers.stored(job.id)
-        self._woken.set()
-        return job
-
-    def _check_open(self) -> None:
-        if self._stopping:
-            raise ShuttingDown("The server is stopping; try again when it is back.", retry_after_seconds=10)
-
     # --- running -------------------------------------------------------------------------------------------------
 
     async def _dispatch(self) -> None:
@@ -221,7 +248,7 @@ class JobRunner:
                     job = await asyncio.to_thread(self._queue.claim)
                     if job is None:
                         break
-                    run = self._runs[job.id] = _Run(job)
+                    run = self._runs[job.id] = self._run_of(job)
                     run.task = asyncio.create_task(self._run(run), name=job.id)
             except Exception:
                 # A full disk or a locked database passes; the queue must outlive it.
@@ -231,117 +258,39 @@ class JobRunner:
             except TimeoutError:
                 continue
 
-    async def _run(self, run: _Run) -> None:
+    def _run_of(self, job: Job) -> Run:
+        options = RunOptions(self._options.argv, self._options.stall_seconds)
+        return Run(job, self._bench(job), self._queue, self._followers, options)
+
+    async def _run(self, run: Run) -> None:
         job_id = run.job.id
         self._followers.stored(job_id)
         status = JobStatus.SUCCEEDED
         error: JobError | None = None
         try:
             if await asyncio.to_thread(self._queue.cancel_requested, job_id):
-                run.halt = _Halt.CANCEL
-            await self._execute(run)
-        except _Halted:
-            status = JobStatus.CANCELLED if run.halt is _Halt.CANCEL else JobStatus.QUEUED
+                run.halt = Halt.CANCEL
+            await run.execute()
+        except Halted:
+            status = JobStatus.CANCELLED if run.halt is Halt.CANCEL else JobStatus.QUEUED
         except QuantryError as problem:
             status, error = JobStatus.FAILED, JobError(problem.code, problem.message)
             if isinstance(problem, InvalidModel) and isinstance(run.job.spec, ImportSpec):
-                await asyncio.to_thread(discard_refused_upload, run.job.spec, self._catalog, self._blobs)
+                await asyncio.to_thread(discard_refused_upload, run.job.spec, self._stores)
         except Exception:
             _log.exception("a job failed on our own mistake", job=job_id)
             message = "The server made a mistake on this job; its log has the details. Report it, please."
             status, error = JobStatus.FAILED, JobError(InternalError.code, message)
         try:
-            await asyncio.to_thread(self._remove_temps, job_id)
+            others = [other.bench.derived for other in self._runs.values() if other is not run]
+            await asyncio.to_thread(self._clean_up, run, status, frozenset[Path]().union(*others))
             await self._finish(run, status, error)
         finally:
             del self._runs[job_id]
             self._followers.stored(job_id)
             self._woken.set()
 
-    async def _execute(self, run: _Run) -> None:
-        options = self._options
-        assignment = run.assignment = await asyncio.to_thread(
-            prepare, run.job, self._catalog, self._blobs, options.niceness, options.threads
-        )
-        run.meter = Meter(assignment.steps, assignment.weights)
-        if assignment.task is not None:
-            await self._drive(run, run.meter, assignment)
-
-    async def _drive(self, run: _Run, meter: Meter, assignment: Assignment) -> None:
-        """Start the child and carry out what it says, to its end. Raises what it failed with, or _Halted."""
-        if run.is_halted():
-            raise _Halted
-        assert assignment.task is not None
-        child = run.child = await Child.start(self._options.argv, assignment.task)
-        try:
-            if run.is_halted():  # it came while the child was being started
-                await child.terminate()
-            done, failure = await self._listen(run, meter, assignment, child)
-        except BaseException:
-            await child.terminate()
-            await child.ended()
-            raise
-        status = await child.ended()
-        if done:
-            return
-        if run.is_halted():
-            raise _Halted
-        if failure is not None:
-            raise failure
-        _log.warning("a job's child died", job=run.job.id, status=status, stderr=child.stderr_tail[-2000:])
-        raise death(run.job.kind, status, child.assertion)
-
-    async def _listen(
-        self, run: _Run, meter: Meter, assignment: Assignment, child: Child
-    ) -> tuple[bool, QuantryError | None]:
-        """Carry out what the child says until it says no more: (whether it is done, what it failed with)."""
-        failure: QuantryError | None = None
-        try:
-            async for message in child.messages(self._options.stall_seconds):
-                match message:
-                    case Progress():
-                        meter.advance(assignment.step_of(message.step), message.fraction, message.detail)
-                        await self._report(run, meter)
-                    case Made():
-                        await asyncio.to_thread(assignment.accept, message)
-                        meter.complete(assignment.step_of(message.step))
-                        await self._report(run, meter, level=True)
-                    case Failed():
-                        failure = by_code(message.code)(message.message, param=message.param)
-                    case Done():
-                        return True, None
-        except BadFrame as problem:
-            _log.error("a job's child broke the protocol", job=run.job.id, problem=str(problem))
-            await child.terminate()
-            failure = JobChildDied("The job's process wrote something unreadable and was ended; start the job again.")
-        except TimeoutError:
-            await child.terminate()
-            failure = JobChildDied(
-                f"The job's process did nothing for {self._options.stall_seconds:.0f} seconds and was ended; start the "
-                "job again, on a machine that is less busy."
-            )
-        return False, failure
-
-    async def _report(self, run: _Run, meter: Meter, *, level: bool = False) -> None:
-        """Tell the followers ten times a second at most, the database twice a second and at the end of every level."""
-        moment = time.monotonic()
-        eta_seconds = meter.eta_seconds(moment - run.started_at)
-        run.job = replace(run.job, progress=meter.progress, steps=meter.steps, eta_seconds=eta_seconds)
-        if level or moment - run.stored_at >= _STORE_EVERY_SECONDS:
-            run.stored_at = run.published_at = moment
-            try:
-                await asyncio.to_thread(
-                    self._queue.update_progress, run.job.id, meter.progress, meter.steps, eta_seconds, level=level
-                )
-            except (Busy, DiskFull) as problem:
-                # A figure that is not stored is no reason to lose the work.
-                _log.warning("progress was not stored", job=run.job.id, problem=problem.message)
-            self._followers.stored(run.job.id)
-        elif moment - run.published_at >= _PUBLISH_EVERY_SECONDS:
-            run.published_at = moment
-            self._followers.fresh(run.job)
-
-    async def _finish(self, run: _Run, status: JobStatus, error: JobError | None) -> None:
+    async def _finish(self, run: Run, status: JobStatus, error: JobError | None) -> None:
         for _ in range(_FINISH_TRIES):
             try:
                 await asyncio.to_thread(self._write_end, run, status, error)
@@ -351,7 +300,7 @@ class JobRunner:
                 _log.exception("the end of a job could not be stored; trying again", job=run.job.id, status=status)
                 await asyncio.sleep(_FINISH_PAUSE_SECONDS)
 
-    def _write_end(self, run: _Run, status: JobStatus, error: JobError | None) -> None:
+    def _write_end(self, run: Run, status: JobStatus, error: JobError | None) -> None:
         if status is JobStatus.QUEUED:
             self._queue.release(run.job.id, run.steps())
             return
@@ -361,16 +310,14 @@ class JobRunner:
         self._queue.finish(run.job.id, status, steps=run.steps(), result=run.result(), error=error)
         self._queue.prune(self._options.keep_ended)
 
-    async def _halt(self, run: _Run, why: _Halt) -> None:
-        if run.halt is not _Halt.CANCEL:  # a wish to cancel outlives the stop of the server
-            run.halt = why
-        if run.child is not None:
-            await run.child.terminate()
-
-    def _remove_temps(self, job_id: str) -> None:
+    def _clean_up(self, run: Run, status: JobStatus, others: frozenset[Path]) -> None:
+        """Remove the files that only this run needed; what a cancelled job has begun, too. `others` are in use."""
         try:
-            for temp in self._blobs.incoming.glob(f"{job_id}-*"):
+            for temp in self._stores.blobs.incoming.glob(f"{run.job.id}-*"):
                 temp.unlink(missing_ok=True)
+            if status is JobStatus.CANCELLED:
+                self._stores.derived.discard(run.begun - others)
+            self._stores.derived.prune(others)
         except OSError:
             # The next start removes it; the job's end must be told all the same.
-            _log.exception("a temp file could not be removed", job=job_id)
+            _log.exception("a file could not be removed", job=run.job.id)

@@ -1,8 +1,8 @@
 """A job's child process: `python -m service.jobs.steps` reads one task, does its steps, and says how far it is.
 
 Files in, files out: it knows nothing of the queue, the database or HTTP. It may die of what it reads, which is the
-point; the server tells by its exit. Entry, errors and limits are here, the steps of each kind in `importing` and
-`quantizing`, which load llama.cpp and so come after the limits.
+point; the server tells by its exit. Entry, errors and limits are here, the steps themselves in `importing` and
+`laboratory`, which load llama.cpp and so come after the limits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> int:
     except QuantryError as problem:
         outbox.send(Failed(problem.code, problem.message, problem.param))
     except MemoryError:
-        outbox.send(Failed(InvalidModel.code, "The file needs more memory than its size warrants; get it again."))
+        outbox.send(_failed_memory(task))
     except OSError as problem:
         outbox.send(_failed_disk(problem))
     else:
@@ -60,9 +60,9 @@ def _carry_out(task: Task, outbox: Outbox) -> None:
 
         import_file(task, outbox)
     else:
-        from service.jobs.quantizing import quantize_levels
+        from service.jobs.laboratory import work
 
-        quantize_levels(task, outbox)
+        work(task, outbox)
 
 
 def _private_stdout() -> int:
@@ -70,6 +70,12 @@ def _private_stdout() -> int:
     descriptor = os.dup(1)
     os.dup2(2, 1)
     return descriptor
+
+
+def _failed_memory(task: Task) -> Failed:
+    if isinstance(task, ImportTask):
+        return Failed(InvalidModel.code, "The file needs more memory than its size warrants; get it again.")
+    return Failed(JobFailed.code, "Memory ran out. Finished parts are kept; start it again with more of it free.")
 
 
 def _failed_disk(problem: OSError) -> Failed:

@@ -16,16 +16,18 @@ from service.llama.backend import ErrorLines, listening_to_log, start_backend
 class Model:
     """A loaded GGUF file: weights and vocabulary. Close it after every context made from it."""
 
-    def __init__(self, path: Path, *, gpu_layers: int, use_extra_buffers: bool) -> None:
+    def __init__(self, path: Path, *, gpu_layers: int, use_extra_buffers: bool, writable: bool = False) -> None:
         """Load `path`. `gpu_layers` -1 offloads all layers, 0 none.
 
-        `use_extra_buffers` repacks weights for faster kernels; without it, AMX kernels stay unused as well.
-        Raises LoadFailed with llama.cpp's reason.
+        `use_extra_buffers` repacks weights for faster kernels; without it, AMX kernels stay unused as well. `writable`
+        copies the weights to memory instead of mapping the file. Raises LoadFailed with llama.cpp's reason.
         """
         start_backend()
         params = native.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         params.use_extra_bufts = use_extra_buffers
+        if writable:
+            params.load_mode = native.LLAMA_LOAD_MODE_NONE
         errors = ErrorLines()
         with listening_to_log(errors):
             handle = native.llama_model_load_from_file(os.fsencode(path), params)

@@ -1,4 +1,4 @@
-"""A model's vocabulary as llguidance wants it: every token's bytes, and llama.cpp's own tokenizer by address.
+"""A model's vocabulary: tokens' bytes as llguidance wants them and as they are written, special tokens, the tokenizer.
 
 Worker process; any thread, as long as the model is open. Knows nothing of grammars.
 """
@@ -6,6 +6,8 @@ Worker process; any thread, as long as the model is open. Knows nothing of gramm
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import llama_cpp.llama_cpp as native
 
@@ -35,6 +37,35 @@ def token_bytes(model: Model) -> list[bytes]:
             piece = _NO_TEXT + piece
         tokens.append(piece)
     return tokens
+
+
+def written(model: Model, tokens: Iterable[int]) -> list[bytes]:
+    """The bytes of each token, special ones by name. The ids must be within the vocabulary."""
+    buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+    return [_piece(model, token, buffer, special=True) for token in tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class InfillTokens:
+    """Special tokens of a model that fills holes; `repository` and `file` None where it has none for them."""
+
+    prefix: int
+    suffix: int
+    middle: int
+    repository: int | None
+    file: int | None
+
+
+def infill_tokens(model: Model) -> InfillTokens | None:
+    """What marks a hole; None for a model that cannot fill any."""
+    prefix = native.llama_vocab_fim_pre(model.vocab)
+    suffix = native.llama_vocab_fim_suf(model.vocab)
+    middle = native.llama_vocab_fim_mid(model.vocab)
+    if min(prefix, suffix, middle) < 0:
+        return None
+    repository = native.llama_vocab_fim_rep(model.vocab)
+    file = native.llama_vocab_fim_sep(model.vocab)
+    return InfillTokens(prefix, suffix, middle, repository if repository >= 0 else None, file if file >= 0 else None)
 
 
 def tokenizer_address() -> int:

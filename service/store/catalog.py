@@ -11,34 +11,35 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
-from sqlalchemy import Connection, Engine, delete, exists, insert, select, update
+from sqlalchemy import Engine, delete, exists, insert, or_, select, update
 
-from service.domain.catalog import FileFacts, LevelPlan, Lineage, Measurement, Variant
-from service.domain.errors import BlobNotFound, Conflict, InternalError, ModelNotFound, NameTaken
+from service.domain.catalog import LevelPlan, Lineage, Measurement, Variant
+from service.domain.errors import BlobNotFound, Conflict
 from service.domain.jobs import MadeFile
-from service.domain.names import ModelKey, ModelRef, closest, parse_digest, parse_ref
-from service.store import naming
-from service.store.database import (
+from service.domain.names import ModelKey, ModelRef, parse_digest, parse_ref
+from service.store import changes, naming
+from service.store.database import from_json, now, read, to_json, write, writes_so_far
+from service.store.rows import Memory
+from service.store.tables import (
     blobs,
-    from_json,
+    datasets,
+    importance_matrices,
     launch_rungs,
     measurements,
     models,
-    now,
     plans,
-    read,
+    presets,
     tags,
-    to_json,
     variants,
-    write,
-    writes_so_far,
 )
-from service.store.rows import Memory, fetch
 
-_CLOSEST_AMONG = 1000
 _MODELS_REMEMBERED = 10_000
 _NAMES_REMEMBERED = 10_000
-_IN_USE = exists().where(variants.c.digest == blobs.c.digest)
+_IN_USE = or_(
+    exists().where(variants.c.digest == blobs.c.digest),
+    exists().where(datasets.c.digest == blobs.c.digest),
+    exists().where(importance_matrices.c.digest == blobs.c.digest),
+)
 _BLOB = select(
     blobs.c.digest, blobs.c.size_bytes, blobs.c.corrupt, _IN_USE.label("in_use"), blobs.c.created_at
 ).order_by(blobs.c.created_at, blobs.c.digest)
@@ -48,7 +49,7 @@ Target = ModelRef | tuple[ModelKey, str]
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """A row of the blob table. `in_use`: some variant is made of it."""
+    """A row of the blob table. `in_use`: a variant, a dataset or an importance matrix is made of it."""
 
     digest: str
     size_bytes: int
@@ -87,12 +88,12 @@ class Catalog:
         naming.check_canonical(key, flavour, quantization)
         digest = parse_digest(made.digest)
         with write(self._engine) as connection:
-            _add_blob(connection, digest, made.size_bytes)
+            changes.add_blob(connection, digest, made.size_bytes)
             if made.plans:
                 connection.execute(delete(plans).where(plans.c.digest == digest))
                 planned = enumerate(map(to_json, made.plans))
                 connection.execute(insert(plans), [{"digest": digest, "position": i, "plan": p} for i, p in planned])
-            return _add_variant(connection, key, flavour, digest, made.facts, lineage)
+            return changes.add_variant(connection, key, flavour, digest, made.facts, lineage)
 
     def resolve(self, name: str | ModelRef) -> Variant:
         """The variant a name means. Raises InvalidName, and ModelNotFound with the closest names."""
@@ -120,21 +121,21 @@ class Catalog:
     ) -> Variant:
         ref = parse_ref(name) if isinstance(name, str) else name
         with read(self._engine) as connection:
-            variant = choose(ref, _of_model(connection, ref.key))
+            variant = choose(ref, changes.of_model(connection, ref.key))
             if variant is None:
-                raise _not_found(connection, ref)
+                raise changes.not_found(connection, ref)
         return variant
 
     def variant(self, variant_id: int) -> Variant:
         """The variant with that id. Raises ModelNotFound."""
         with read(self._engine) as connection:
-            return _by_id(connection, variant_id)
+            return changes.by_id(connection, variant_id)
 
     def variants(self, model: str | None = None) -> list[Variant]:
         """All variants, or those of one model (a tag in its name does not count), by model, oldest first."""
         key = None if model is None else parse_ref(model).key
         with read(self._engine) as connection:
-            return self._memory.fetch_all(connection) if key is None else _of_model(connection, key)
+            return self._memory.fetch_all(connection) if key is None else changes.of_model(connection, key)
 
     def aliases(self, variant: Variant) -> list[str]:
         """Every name but the canonical one that resolves to `variant`, shortest first."""
@@ -146,7 +147,9 @@ class Catalog:
         keys = {variant.model.folded for variant in listed}
         with read(self._engine) as connection:
             # The names of one variant depend on all variants of its model.
-            known = _of_model(connection, listed[0].model) if len(keys) == 1 else self._memory.fetch_all(connection)
+            known = (
+                changes.of_model(connection, listed[0].model) if len(keys) == 1 else self._memory.fetch_all(connection)
+            )
         current = {
             folded: self._aliases_in(folded, list(group))
             for folded, group in groupby(known, key=lambda variant: variant.model.folded)
@@ -174,13 +177,13 @@ class Catalog:
         if plan.flavour is not None:
             naming.check_canonical(destination.key, plan.flavour, source.quantization)
         with write(self._engine) as connection:
-            target = _by_id(connection, source.id)
+            target = changes.by_id(connection, source.id)
             if plan.flavour is not None:
                 key, digest = destination.key, target.digest
-                target = _add_variant(connection, key, plan.flavour, digest, target.facts, target.lineage)
+                target = changes.add_variant(connection, key, plan.flavour, digest, target.facts, target.lineage)
             if plan.word is not None:
-                _set_tag(connection, target, plan.word)
-            return _by_id(connection, target.id)
+                changes.set_tag(connection, target, plan.word)
+            return changes.by_id(connection, target.id)
 
     def delete(self, ref: ModelRef) -> list[Variant]:
         """Remove what `naming.plan_delete` says; returns the variants removed, none when only a tag went.
@@ -189,14 +192,17 @@ class Catalog:
         ModelNotFound, and Conflict for a name that reaches a variant by rule alone.
         """
         with write(self._engine) as connection:
-            found = _of_model(connection, ref.key)
+            found = changes.of_model(connection, ref.key)
             plan = naming.plan_delete(ref, found)
             if plan is None:
-                raise _not_found(connection, ref)
+                raise changes.not_found(connection, ref)
             model = models.c.folded == ref.key.folded
             if plan.word is not None:
                 owner = select(models.c.id).where(model).scalar_subquery()
                 connection.execute(delete(tags).where(tags.c.model_id == owner, tags.c.word_folded == plan.word))
+                connection.execute(
+                    delete(presets).where(presets.c.model_id == owner, presets.c.word_folded == plan.word)
+                )
                 return []
             connection.execute(delete(variants).where(variants.c.id.in_([v.id for v in plan.variants])))
             digests = {v.digest for v in plan.variants}
@@ -210,20 +216,23 @@ class Catalog:
     def add_blob(self, digest: str, size_bytes: int) -> None:
         """Enter a committed upload. Does nothing when it is known."""
         with write(self._engine) as connection:
-            _add_blob(connection, parse_digest(digest), size_bytes)
+            changes.add_blob(connection, parse_digest(digest), size_bytes)
 
     def forget_blob(self, digest: str) -> bool:
         """Remove a blob's row, before its file goes. False when there is none.
 
-        Raises Conflict while a variant is made of it.
+        Raises Conflict while a variant, a dataset or an importance matrix is made of it.
         """
         with write(self._engine) as connection:
-            if connection.execute(select(variants.c.id).where(variants.c.digest == digest)).first() is not None:
-                raise Conflict("A model is made of this blob; delete the model instead.", param="digest")
+            if connection.execute(select(blobs.c.digest).where(blobs.c.digest == digest, _IN_USE)).first() is not None:
+                raise Conflict(
+                    "This blob is in use; delete the model, the dataset or the importance matrix that is made of it instead.",
+                    param="digest",
+                )
             return connection.execute(delete(blobs).where(blobs.c.digest == digest)).rowcount > 0
 
     def forget_unused(self, keep: frozenset[str], grace_seconds: float) -> list[str]:
-        """Remove the rows of uploads that became no variant within `grace_seconds`, except `keep`; their digests."""
+        """Remove the rows of blobs that nothing is made of, `grace_seconds` after they came, except `keep`: digests."""
         before = (datetime.now(UTC) - timedelta(seconds=grace_seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         with write(self._engine) as connection:
             unused = connection.execute(select(blobs.c.digest).where(~_IN_USE, blobs.c.created_at <= before))
@@ -266,7 +275,7 @@ class Catalog:
     def add_measurement(self, variant_id: int, name: str, value: float, unit: str) -> None:
         """Note a figure measured here; it takes the place of an older one of that name. Raises ModelNotFound."""
         with write(self._engine) as connection:
-            _by_id(connection, variant_id)
+            changes.by_id(connection, variant_id)
             same = (measurements.c.variant_id == variant_id, measurements.c.name == name)
             connection.execute(delete(measurements).where(*same))
             row = {"variant_id": variant_id, "name": name, "value": value, "unit": unit, "created_at": now()}
@@ -304,79 +313,3 @@ class Catalog:
             if connection.execute(select(blobs.c.digest).where(blobs.c.digest == digest)).first() is not None:
                 row = {"machine": machine, "digest": digest, "rung": rung, "updated_at": now()}
                 connection.execute(insert(launch_rungs), row)
-
-
-def _of_model(connection: Connection, key: ModelKey) -> list[Variant]:
-    return fetch(connection, models.c.folded == key.folded)
-
-
-def _by_id(connection: Connection, variant_id: int) -> Variant:
-    found = fetch(connection, variants.c.id == variant_id)
-    if not found:
-        raise ModelNotFound("This variant has been deleted; list the variants for what is there.")
-    return found[0]
-
-
-def _add_blob(connection: Connection, digest: str, size_bytes: int) -> None:
-    known = connection.execute(select(blobs.c.size_bytes).where(blobs.c.digest == digest)).scalar_one_or_none()
-    if known is None:
-        row = {"digest": digest, "size_bytes": size_bytes, "corrupt": False, "created_at": now()}
-        connection.execute(insert(blobs), row)
-    elif known != size_bytes:
-        raise InternalError("One digest with two sizes; verify the blobs of this store.")
-
-
-def _add_variant(
-    connection: Connection, key: ModelKey, flavour: str, digest: str, facts: FileFacts, lineage: Lineage
-) -> Variant:
-    siblings = _of_model(connection, key)
-    for sibling in siblings:
-        if sibling.flavour.lower() == flavour.lower():
-            flavour = sibling.flavour  # the spelling that came first
-            if sibling.quantization == facts.quantization:
-                if sibling.digest == digest:
-                    return sibling
-                raise NameTaken(
-                    f"{sibling.name} is another file; delete it first, or copy or import to another name.", param="name"
-                )
-    model_id = connection.execute(select(models.c.id).where(models.c.folded == key.folded)).scalar_one_or_none()
-    if model_id is None:
-        row = {"folded": key.folded, "host": key.host, "namespace": key.namespace, "model": key.model}
-        statement = insert(models).values(**row, created_at=now()).returning(models.c.id)
-        model_id = connection.execute(statement).scalar_one()
-    values = {
-        "model_id": model_id,
-        "flavour": flavour,
-        "flavour_folded": flavour.lower(),
-        "quantization": facts.quantization,
-        "digest": digest,
-        "facts": to_json(facts),
-        "lineage": to_json(lineage),
-        "created_at": now(),
-    }
-    variant_id = connection.execute(insert(variants).values(**values).returning(variants.c.id)).scalar_one()
-    return _by_id(connection, variant_id)
-
-
-def _set_tag(connection: Connection, target: Variant, word: str) -> None:
-    siblings = _of_model(connection, target.model)
-    for sibling in siblings:
-        if sibling.tag.lower() == word.lower():
-            raise NameTaken(f"{sibling.name} is another file; delete it first, or copy to another name.", param="name")
-    model_id = connection.execute(select(variants.c.model_id).where(variants.c.id == target.id)).scalar_one()
-    connection.execute(delete(tags).where(tags.c.model_id == model_id, tags.c.word_folded == word.lower()))
-    row = {"model_id": model_id, "word": word, "word_folded": word.lower(), "variant_id": target.id}
-    connection.execute(insert(tags), {**row, "created_at": now()})
-
-
-def _not_found(connection: Connection, ref: ModelRef) -> ModelNotFound:
-    siblings = _of_model(connection, ref.key)
-    if siblings:
-        names = [name for v in siblings for name in (v.name, *(f"{v.model.display}:{tag}" for tag in v.tags))]
-        near = closest(ref.display, names) or names[:5]
-    else:
-        columns = (models.c.host, models.c.namespace, models.c.model)
-        newest = connection.execute(select(*columns).order_by(models.c.id.desc()).limit(_CLOSEST_AMONG)).all()
-        near = closest(ref.key.display, [ModelKey(*row).display for row in newest])
-    remedy = f"the closest names are {', '.join(near)}" if near else "import it first, or list what is there"
-    return ModelNotFound(f"No model {ref.display!r}; {remedy}.", param="model")

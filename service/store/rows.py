@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, select
 
 from service.domain.catalog import FileFacts, Lineage, Variant
 from service.domain.names import ModelKey
-from service.store.database import blobs, models, tags, variants
+from service.store.tables import blobs, models, tags, variants
 
 _FACTS = msgspec.json.Decoder(FileFacts)
 _FEW = 500  # ids in one query

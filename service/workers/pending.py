@@ -1,31 +1,33 @@
-"""Embedding requests of one worker that wait for their answer. Server process; sends and starts nothing."""
+"""What one worker was asked and has not answered yet. Server process; sends and starts nothing."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 from service.domain.errors import QuantryError, by_code
-from service.domain.generation import EmbeddingRequest, Embeddings
-from service.workers.protocol import Embedded, EmbedFailed
+from service.domain.generation import EmbeddingRequest, Failed
+
+T = TypeVar("T")
 
 # Texts of one frame to the worker: the vectors of these fit into one frame back at up to 16,000 dimensions.
 TEXTS_PER_FRAME = 256
 
 
-class PendingEmbeddings:
+class Pending(Generic[T]):
     """Futures by request id; each gets one result, unless its waiter leaves first."""
 
     def __init__(self) -> None:
-        self._futures: dict[int, asyncio.Future[Embeddings]] = {}
+        self._futures: dict[int, asyncio.Future[T]] = {}
 
     def __len__(self) -> int:
         return len(self._futures)
 
-    def open(self, request_id: int) -> asyncio.Future[Embeddings]:
+    def open(self, request_id: int) -> asyncio.Future[T]:
         """Where the answer to `request_id` will be."""
-        future: asyncio.Future[Embeddings] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._futures[request_id] = future
         return future
 
@@ -33,15 +35,16 @@ class PendingEmbeddings:
         """Nobody waits for it any more; False when its answer had come."""
         return self._futures.pop(request_id, None) is not None
 
-    def deliver(self, message: Embedded | EmbedFailed) -> None:
+    def deliver(self, request_id: int, answer: T) -> None:
         """Hand an answer to whoever waits for it."""
-        future = self._futures.pop(message.id, None)
-        if future is None or future.done():
-            return
-        if isinstance(message, Embedded):
-            future.set_result(message.embeddings)
-        else:
-            failed = message.failed
+        future = self._futures.pop(request_id, None)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def fail(self, request_id: int, failed: Failed) -> None:
+        """Hand a refusal to whoever waits."""
+        future = self._futures.pop(request_id, None)
+        if future is not None and not future.done():
             future.set_exception(
                 by_code(failed.code)(failed.message, param=failed.param, retry_after_seconds=failed.retry_after_seconds)
             )

@@ -35,6 +35,7 @@ from service.domain.memory import (
     Placement,
     Wish,
     bounded_context,
+    largest_context,
     memory_need,
     place,
     smallest_need,
@@ -49,6 +50,7 @@ from service.workers.placing import (
     wish_for,
     without_flash_attention,
 )
+from service.workers.questions import Answer, Question
 from service.workers.slots import DEATHS_TO_QUARANTINE, Slot, WorkerStatus
 from service.workers.stream import Stream
 from service.workers.supervisor import Worker, WorkerOptions, WorkerState
@@ -170,6 +172,18 @@ class Pool:
         slot.last_used = time.monotonic()
         return await worker.embed(request)
 
+    async def ask(self, variant: Variant, question: Question) -> Answer:
+        """What the variant's worker says about words and tokens, loading the variant first where needed.
+
+        The answer is of the kind that the question names. Raises as `embed` does.
+        """
+        self._refuse_when_draining()
+        self._refuse_when_full()
+        slot = self._slot(variant)
+        worker = await self._ready_worker(slot)
+        slot.last_used = time.monotonic()
+        return await worker.ask(question)
+
     async def load(self, variant: Variant, asked: LoadOptions | None = None) -> None:
         """Have the variant in memory when this returns; with `asked`, loaded so, now and until it is unloaded by hand.
 
@@ -181,6 +195,16 @@ class Pool:
             await self._reload_with(slot, asked)
         await self._ready_worker(slot)
         slot.last_used = time.monotonic()
+
+    def keep(self, variant: Variant, seconds: float) -> None:
+        """Keep the variant in memory for that long after its last request, until it is unloaded; math.inf: for ever."""
+        self._slot(variant).keep_alive_seconds = seconds
+
+    def keep_alive_seconds(self, digest: str) -> float:
+        """For how long the variant with that blob stays in memory after its last request."""
+        slot = self._slots.get(digest)
+        asked = None if slot is None else slot.keep_alive_seconds
+        return self._options.keep_alive_seconds if asked is None else asked
 
     async def unload(self, variant: Variant) -> bool:
         """Take the variant out of memory once its requests have ended; False when it was not loaded, nor loading.
@@ -224,6 +248,19 @@ class Pool:
         placement = place(variant.facts, wish, budget_bytes=self._options.memory_budget_bytes, options=options)
         return placement.need if placement is not None else smallest_need(variant.facts, wish, options)
 
+    def room_for(self, variant: Variant, context: int, budget_bytes: int) -> tuple[MemoryNeed, int]:
+        """What one request of `context` tokens takes, and the largest context within the budget; for advice."""
+        wish = replace(self._default_wish, context_length=context, parallel=1)
+        options = self._context_options(Rung.FULL)
+        placement = place(variant.facts, wish, budget_bytes=budget_bytes, options=options)
+        need = placement.need if placement is not None else smallest_need(variant.facts, wish, options)
+        return need, largest_context(variant.facts, budget_bytes, wish, options)
+
+    @property
+    def memory_held_bytes(self) -> int:
+        """What the workers that are loaded take."""
+        return sum(slot.memory_bytes for slot in self._slots.values())
+
     @property
     def memory_budget_bytes(self) -> int:
         """What all workers together may take."""
@@ -232,7 +269,7 @@ class Pool:
     def status(self) -> tuple[WorkerStatus, ...]:
         """Every variant that is, was or shall be in memory since the start."""
         return tuple(
-            slot.status(str(self._rung_of(slot)), self._options.keep_alive_seconds)
+            slot.status(str(self._rung_of(slot)), self.keep_alive_seconds(slot.variant.digest))
             for slot in self._slots.values()
             if slot.is_known
         )
@@ -455,6 +492,7 @@ class Pool:
         finally:
             slot.clear()
             slot.wanted_context = 0
+            slot.keep_alive_seconds = None
             slot.unloading = None
 
     async def _reap(self) -> None:
@@ -464,7 +502,7 @@ class Pool:
             for slot in list(self._slots.values()):
                 if slot.active or slot.waiting:
                     slot.last_used = now
-                elif slot.is_idle and now - slot.last_used > self._options.keep_alive_seconds:
+                elif slot.is_idle and now - slot.last_used > self.keep_alive_seconds(slot.variant.digest):
                     log.info("unloading an idle model", model=slot.variant.name)
                     try:
                         await self._unload(slot)

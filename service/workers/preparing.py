@@ -13,23 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from service.domain.errors import InternalError, QuantryError
+from service.domain.errors import InternalError, InvalidParameter, QuantryError
+from service.domain.generation import Failed
+from service.engine.answer import Reading
 from service.engine.drafting import DraftModel
 from service.engine.embeddings import token_lists
 from service.engine.grammar import Constraint, GrammarCompiler
 from service.engine.prompt import PromptRenderer
+from service.engine.reading import Reader
+from service.frames import BadFrame
 from service.llama.model import Model
-from service.workers.protocol import Embed, Submit
+from service.workers.answering import Answerer
+from service.workers.protocol import Answered, Ask, AskFailed, Embed, Submit
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedSubmit:
-    """A request whose prompt is tokens and whose grammar is compiled."""
+    """A request whose prompt is tokens and whose grammars are compiled; the rest is as `Engine.submit` takes it."""
 
     message: Submit
     tokens: list[int]
     constraint: Constraint | None
     draft_model: DraftModel | None
+    reading: Reading | None = None
+    call_constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +59,45 @@ Prepared = PreparedSubmit | PreparedEmbed | Unprepared
 
 
 class Preparer:
-    """Takes Submit and Embed messages, hands on what the engine can take, in the same order."""
+    """Takes Submit and Embed messages, hands on what the engine can take, in the same order; answers Ask messages."""
 
     def __init__(
-        self, model: Model, hand_on: Callable[[Prepared], None], load_draft: Callable[[Path], DraftModel]
+        self,
+        model: Model,
+        hand_on: Callable[[Prepared], None],
+        load_draft: Callable[[Path], DraftModel],
+        send: Callable[[Answered | AskFailed], None],
+        context_length: int,
     ) -> None:
-        """`hand_on` is called on the side thread, and `load_draft` where a request names a draft for the first time."""
+        """`hand_on` is called on the side thread, and `load_draft` where a request names a draft for the first time.
+
+        `send` sends an answer to the server. `context_length` is that of one request, in tokens.
+        """
         self._model = model
         self._load_draft = load_draft
         self._drafts: dict[str, DraftModel] = {}
         self._hand_on = hand_on
-        self._messages: queue.SimpleQueue[Submit | Embed] = queue.SimpleQueue()
+        self._send = send
+        self._messages: queue.SimpleQueue[Submit | Embed | Ask] = queue.SimpleQueue()
         self._grammars = GrammarCompiler(model)
-        self._renderer = PromptRenderer(
-            template=model.chat_template(),
-            tokenize=model.tokenize,
-            bos_token=model.bos_token,
-            adds_bos=model.adds_bos,
-            bos_text=model.piece(model.bos_token, special=True).decode("utf-8", "replace"),
-            eos_text=model.piece(model.eos_token, special=True).decode("utf-8", "replace"),
-            special_texts=model.special_texts(),
-        )
+        self._renderer = PromptRenderer.of(model)
+        self._reader = Reader(model, self._renderer, self._grammars)
+        self._answerer = Answerer(model, self._renderer, context_length)
 
     def start(self) -> None:
         """Begin; the thread ends with the process."""
         threading.Thread(target=self._run, daemon=True).start()
 
-    def put(self, message: Submit | Embed) -> None:
-        """Prepare this when its turn comes."""
+    def put(self, message: Submit | Embed | Ask) -> None:
+        """Prepare or answer this when its turn comes."""
         self._messages.put(message)
 
     def _run(self) -> NoReturn:
         while True:
             message = self._messages.get()
+            if isinstance(message, Ask):
+                self._answer(message)
+                continue
             try:
                 prepared = self._prepare(message)
             except QuantryError as error:
@@ -96,13 +109,37 @@ class Preparer:
                 )
             self._hand_on(prepared)
 
+    def _answer(self, message: Ask) -> None:
+        error: QuantryError
+        try:
+            self._send(Answered(message.id, self._answerer.answer(message.question)))
+            return
+        except BadFrame:
+            error = InvalidParameter("The answer would be too long to send; ask about less text at a time.")
+        except QuantryError as refusal:
+            error = refusal
+        except Exception:
+            traceback.print_exc()
+            error = InternalError("The question could not be answered; the server's log has details.")
+        self._send(AskFailed(message.id, Failed(error.code, error.message, error.param)))
+
     def _prepare(self, message: Submit | Embed) -> Prepared:
         if isinstance(message, Embed):
             return PreparedEmbed(message, token_lists(message.request, self._model))
         request = message.request
-        tokens = self._renderer.tokens(request)
-        constraint = None if request.grammar is None else self._grammars.compile(request.grammar)
-        return PreparedSubmit(message, tokens, constraint, self._draft(message.draft_path))
+        self._answerer.check_ids(request.prompt_tokens, "prompt")
+        prompt = self._renderer.prompt(request)
+        reader = self._reader_of(request.template)
+        constraint, call_constraint = reader.constraints(request, prompt)
+        reading = reader.reading(request, prompt)
+        draft = self._draft(message.draft_path)
+        return PreparedSubmit(message, prompt.tokens, constraint, draft, reading, call_constraint)
+
+    def _reader_of(self, template: str | None) -> Reader:
+        """How answers are read that follow prompts by the model's own template or by another."""
+        if template is None:
+            return self._reader
+        return Reader(self._model, self._renderer.with_template(template), self._grammars)
 
     def _draft(self, path: str | None) -> DraftModel | None:
         if path is None:

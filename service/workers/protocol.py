@@ -1,7 +1,7 @@
 """Messages between the server and a worker child, versioned; plain data in msgpack frames.
 
-    server -> worker   Load, then Submit, Embed, Cancel, Pause, Resume, Ping, Close in any order
-    worker -> server   Ready or LoadFailed, then Events, Embedded, EmbedFailed and Pong
+    server -> worker   Load, then Submit, Embed, Ask, Cancel, Pause, Resume, Ping, Close in any order
+    worker -> server   Ready or LoadFailed, then Events, Embedded, EmbedFailed, Answered, AskFailed and Pong
 
 A step of the engine is one Events frame for all its requests.
 """
@@ -17,9 +17,11 @@ from service.domain.generation import (
     Finished,
     GenerationRequest,
     TokenLogprob,
+    ToolCallDelta,
 )
+from service.workers.questions import Answer, Question
 
-VERSION = 2
+VERSION = 4
 
 
 class AdapterFile(msgspec.Struct, frozen=True):
@@ -68,6 +70,13 @@ class Embed(msgspec.Struct, tag="embed", frozen=True):
     request: EmbeddingRequest
 
 
+class Ask(msgspec.Struct, tag="ask", frozen=True):
+    """A question about words and tokens; ids are shared with Submit. Never cancelled: answers are quick."""
+
+    id: int
+    question: Question
+
+
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     """Nobody waits for this request any more."""
 
@@ -96,7 +105,7 @@ class Close(msgspec.Struct, tag="close", frozen=True):
     """Free everything and exit."""
 
 
-ToWorker = Load | Submit | Embed | Cancel | Pause | Resume | Ping | Close
+ToWorker = Load | Submit | Embed | Ask | Cancel | Pause | Resume | Ping | Close
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -120,7 +129,8 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
 
 
 class Events(msgspec.Struct, tag="events", frozen=True):
-    """What one step brought, by request id and choice; within a choice, text comes before its end.
+    """What one step brought, by request id and choice; within a choice, thinking comes before text, then calls, then
+    its end.
 
     `logprobs` lists the tokens drawn, for requests that asked; they belong before the texts of the same frame.
     """
@@ -129,6 +139,8 @@ class Events(msgspec.Struct, tag="events", frozen=True):
     finished: list[tuple[int, Finished]] = []
     failed: list[tuple[int, Failed]] = []
     logprobs: list[tuple[int, int, tuple[TokenLogprob, ...]]] = []
+    thoughts: list[tuple[int, int, str]] = []
+    calls: list[tuple[int, ToolCallDelta]] = []
 
 
 class Embedded(msgspec.Struct, tag="embedded", frozen=True):
@@ -145,6 +157,20 @@ class EmbedFailed(msgspec.Struct, tag="embed_failed", frozen=True):
     failed: Failed
 
 
+class Answered(msgspec.Struct, tag="answered", frozen=True):
+    """The answer to an Ask."""
+
+    id: int
+    answer: Answer
+
+
+class AskFailed(msgspec.Struct, tag="ask_failed", frozen=True):
+    """An Ask that has no answer."""
+
+    id: int
+    failed: Failed
+
+
 class Pong(msgspec.Struct, tag="pong", frozen=True):
     """The engine loop is alive. Cells with nothing in them and cells that only the prefix cache holds; threads now."""
 
@@ -155,4 +181,4 @@ class Pong(msgspec.Struct, tag="pong", frozen=True):
     threads: int = 0
 
 
-FromWorker = Ready | LoadFailed | Events | Embedded | EmbedFailed | Pong
+FromWorker = Ready | LoadFailed | Events | Embedded | EmbedFailed | Answered | AskFailed | Pong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Slot:
 
     `asked` is what the operator wants it loaded with, until it is unloaded by hand; `wanted_context` the
     context it was loaded with for a request's sake, until it is unloaded; `loading_context` that of the present load.
+    `keep_alive_seconds` None: as long as the server's settings say.
     """
 
     variant: Variant
@@ -55,6 +57,7 @@ class Slot:
     loading_context: int = 0
     asked: LoadOptions = field(default_factory=LoadOptions)
     wanted_context: int = 0
+    keep_alive_seconds: float | None = None
     unloading: asyncio.Task[None] | None = None
     waiting: int = 0  # requests that wait for the load
     last_used: float = 0.0
@@ -147,7 +150,7 @@ class Slot:
         else:
             state = str(WorkerState.STARTING if self.loading is not None else WorkerState.STOPPED)
         expires = None
-        if self.is_idle:
+        if self.is_idle and math.isfinite(keep_alive_seconds):
             left = max(0.0, self.last_used + keep_alive_seconds - time.monotonic())
             expires = _rfc3339(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left))
         return WorkerStatus(

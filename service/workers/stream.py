@@ -7,17 +7,19 @@ from collections import deque
 from collections.abc import Callable
 
 from service.domain.errors import SlowReader
-from service.domain.generation import Failed, GenerationEvent, Token, TokenLogprob
+from service.domain.generation import Failed, GenerationEvent, Thought, Token, TokenLogprob, ToolCallDelta
 
-# What an entry of log-probabilities counts for beside text: about what it takes in JSON.
+# What an entry of log-probabilities and the head of a call count for beside text: about what they take in JSON.
 _LOGPROB_CHARACTERS = 64
+_CALL_CHARACTERS = 64
 
 
 class Stream:
-    """An async iterator, for one reader: Tokens, and one Finished for each choice; or one Failed that ends them all.
+    """An async iterator, for one reader: what choices are made of, and one Finished for each; or one Failed for all.
 
-    Tokens that the reader has not fetched are joined, choice by choice. When they pass `pause_characters` the request
-    is paused until the reader takes them; past `max_buffered_characters` the reader is cut off.
+    Of what the reader has not fetched, a choice's thinking, its text and each of its calls are joined. When that passes
+    `pause_characters` the request is paused until the reader takes it; past `max_buffered_characters` the reader is cut
+    off.
     """
 
     def __init__(
@@ -68,6 +70,10 @@ class Stream:
             self._buffered += len(event.text)
             if event.logprobs:
                 self._buffered += _LOGPROB_CHARACTERS * sum(1 + len(entry.top) for entry in event.logprobs)
+        elif isinstance(event, Thought):
+            self._buffered += len(event.text)
+        elif isinstance(event, ToolCallDelta):
+            self._buffered += len(event.arguments) + (0 if event.id is None else _CALL_CHARACTERS)
         else:
             self._open.discard(event.choice)
         self._unread.append(event)
@@ -118,16 +124,33 @@ class Stream:
 
 
 def _joined(events: list[GenerationEvent]) -> list[GenerationEvent]:
-    """The same events with one Token for each choice, ahead of the ends; choices in the order of their first event."""
+    """The same events with one Thought, one Token and one delta of each call for each choice, ahead of the ends.
+
+    Choices are in the order of their first event. A choice's text comes before its calls, as most of it does.
+    """
+    thoughts: dict[int, list[str]] = {}
     texts: dict[int, list[str]] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
+    calls: dict[tuple[int, int], list[ToolCallDelta]] = {}
     ends: list[GenerationEvent] = []
     for event in events:
         if isinstance(event, Token):
             texts.setdefault(event.choice, []).append(event.text)
             if event.logprobs:
                 logprobs.setdefault(event.choice, []).extend(event.logprobs)
+        elif isinstance(event, Thought):
+            thoughts.setdefault(event.choice, []).append(event.text)
+        elif isinstance(event, ToolCallDelta):
+            calls.setdefault((event.choice, event.index), []).append(event)
         else:
             ends.append(event)
-    tokens = (Token("".join(parts), choice, tuple(logprobs.get(choice, ()))) for choice, parts in texts.items())
-    return [*tokens, *ends]
+    joined: list[GenerationEvent] = [Thought("".join(parts), choice) for choice, parts in thoughts.items()]
+    joined += (Token("".join(parts), choice, tuple(logprobs.get(choice, ()))) for choice, parts in texts.items())
+    joined += map(_one_call, calls.values())
+    return joined + ends
+
+
+def _one_call(deltas: list[ToolCallDelta]) -> ToolCallDelta:
+    first = deltas[0]
+    arguments = "".join(delta.arguments for delta in deltas)
+    return ToolCallDelta(first.index, arguments, first.id, first.name, first.choice)

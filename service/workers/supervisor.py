@@ -25,12 +25,15 @@ import structlog
 
 from service.children import child_argv, child_environment, signal_name
 from service.domain.errors import LoadFailed, QuantryError, WorkerDied, by_code
-from service.domain.generation import EmbeddingRequest, Embeddings, Failed, GenerationRequest, Token
+from service.domain.generation import EmbeddingRequest, Embeddings, Failed, GenerationRequest, Thought, Token
 from service.domain.memory import CacheType, Placement
 from service.frames import BadFrame, FrameReader, encode
 from service.workers.ladder import Rung, flags, next_lower
-from service.workers.pending import PendingEmbeddings, parts_of
+from service.workers.pending import Pending, parts_of
 from service.workers.protocol import (
+    Answered,
+    Ask,
+    AskFailed,
     Cancel,
     Close,
     Embed,
@@ -48,6 +51,7 @@ from service.workers.protocol import (
     ToWorker,
 )
 from service.workers.protocol import LoadFailed as LoadFailedFrame
+from service.workers.questions import Answer, Question
 from service.workers.stream import Stream
 
 log = structlog.get_logger("workers")
@@ -119,8 +123,9 @@ class Worker:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._streams: dict[int, tuple[Stream, float]] = {}  # request id -> stream, seconds spent loading for it
-        self._embedding = 0  # calls of `embed` under way
-        self._pending = PendingEmbeddings()  # what they wait for
+        self._calls = 0  # of `embed` and `ask` under way
+        self._vectors: Pending[Embeddings] = Pending()
+        self._answers: Pending[Answer] = Pending()
         self._idle = asyncio.Event()
         self._idle.set()
         self._ids = itertools.count(1)
@@ -137,7 +142,7 @@ class Worker:
     @property
     def active_requests(self) -> int:
         """Requests that have not ended."""
-        return len(self._streams) + self._embedding
+        return len(self._streams) + self._calls
 
     async def wait_until_idle(self) -> None:
         """Return when no request is in it, by whatever end."""
@@ -213,15 +218,34 @@ class Worker:
 
         Raises WorkerDied when the child ends meanwhile, and what the child refuses.
         """
-        self._embedding += 1
+        self._calls += 1
         self._idle.clear()
         try:
             answers = [await self._embed_part(part) for part in parts_of(request)]
         finally:
-            self._embedding -= 1
+            self._calls -= 1
             self._note_idle()
         vectors = tuple(vector for answer in answers for vector in answer.vectors)
         return Embeddings(vectors, sum(answer.prompt_tokens for answer in answers))
+
+    async def ask(self, question: Question) -> Answer:
+        """The answer to a question about words and tokens; of the kind that the question names.
+
+        Raises WorkerDied when the child ends meanwhile, and what the child refuses.
+        """
+        if self.state is not WorkerState.READY:
+            raise self._death()
+        self._calls += 1
+        self._idle.clear()
+        request_id = next(self._ids)
+        answer = self._answers.open(request_id)
+        try:
+            self._send(Ask(id=request_id, question=question))
+            return await answer
+        finally:
+            self._answers.forget(request_id)
+            self._calls -= 1
+            self._note_idle()
 
     async def stop(self, error: QuantryError | None = None) -> None:
         """End the child. Requests still in it fail with `error`, WorkerDied when none is given."""
@@ -306,8 +330,14 @@ class Worker:
             while (message := await self._frames.read(self._reader)) is not None:
                 if isinstance(message, Events):
                     self._deliver(message)
-                elif isinstance(message, Embedded | EmbedFailed):
-                    self._pending.deliver(message)
+                elif isinstance(message, Embedded):
+                    self._vectors.deliver(message.id, message.embeddings)
+                elif isinstance(message, EmbedFailed):
+                    self._vectors.fail(message.id, message.failed)
+                elif isinstance(message, Answered):
+                    self._answers.deliver(message.id, message.answer)
+                elif isinstance(message, AskFailed):
+                    self._answers.fail(message.id, message.failed)
                 elif isinstance(message, Pong):
                     self._last_pong = time.monotonic()
                     self.free_cells = message.free_cells
@@ -332,9 +362,15 @@ class Worker:
         for request_id, choice, logprobs in events.logprobs:
             if request_id in self._streams:
                 self._streams[request_id][0].put(Token("", choice, logprobs))
+        for request_id, choice, text in events.thoughts:
+            if request_id in self._streams:
+                self._streams[request_id][0].put(Thought(text, choice))
         for request_id, choice, text in events.texts:
             if request_id in self._streams:
                 self._streams[request_id][0].put(Token(text, choice))
+        for request_id, call in events.calls:
+            if request_id in self._streams:
+                self._streams[request_id][0].put(call)
         for request_id, finished in events.finished:
             if request_id in self._streams:
                 stream, load_seconds = self._streams[request_id]
@@ -363,12 +399,12 @@ class Worker:
         if self.state is not WorkerState.READY:
             raise self._death()
         request_id = next(self._ids)
-        answer = self._pending.open(request_id)
+        answer = self._vectors.open(request_id)
         self._send(Embed(id=request_id, request=request))
         try:
             return await answer
         finally:
-            if self._pending.forget(request_id):
+            if self._vectors.forget(request_id):
                 self._send(Cancel(id=request_id))
 
     def _note_idle(self) -> None:
@@ -406,7 +442,8 @@ class Worker:
 
     def _fail_all(self, error: QuantryError) -> None:
         streams, self._streams = self._streams, {}
-        self._pending.fail_all(error)
+        self._vectors.fail_all(error)
+        self._answers.fail_all(error)
         self._note_idle()
         for stream, _ in streams.values():
             stream.put(_failed_event(error))

@@ -20,7 +20,16 @@ from pathlib import Path
 from service.children import bind_to_parent
 from service.domain.errors import InternalError, NotSupported, QuantryError
 from service.domain.errors import LoadFailed as LoadFailedError
-from service.domain.generation import Embeddings, Failed, Finished, GenerationEvent, Token, TokenLogprob
+from service.domain.generation import (
+    Embeddings,
+    Failed,
+    Finished,
+    GenerationEvent,
+    Thought,
+    Token,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from service.domain.memory import CacheType
 from service.engine.drafting import DraftModel
 from service.engine.embeddings import Embedder
@@ -36,6 +45,7 @@ from service.workers.outbox import Outbox
 from service.workers.preparing import Prepared, PreparedEmbed, PreparedSubmit, Preparer
 from service.workers.protocol import (
     VERSION,
+    Ask,
     Cancel,
     Close,
     Embed,
@@ -96,7 +106,13 @@ class Worker:
             self._channel.sendall(encode(LoadFailed(code=error.code, message=error.message)))
             return 0
         self._engine = engine
-        self._preparer = Preparer(model, self._commands.put, lambda path: _load_draft(path, load))
+        self._preparer = Preparer(
+            model,
+            self._commands.put,
+            lambda path: _load_draft(path, load),
+            self._outgoing.put,
+            engine.context_length if engine is not None else self._embedder.context_length,
+        )
         self._preparer.start()
         self._outgoing.start()
         threading.Thread(target=self._read, daemon=True).start()
@@ -190,7 +206,13 @@ class Worker:
                         param="model",
                     )
                 self._engine.submit(
-                    message.id, prepared.tokens, prepared.message.request, prepared.constraint, prepared.draft_model
+                    message.id,
+                    prepared.tokens,
+                    prepared.message.request,
+                    prepared.constraint,
+                    prepared.draft_model,
+                    prepared.reading,
+                    prepared.call_constraint,
                 )
                 if message.id in self._pause_first:
                     self._pause_first.discard(message.id)
@@ -218,6 +240,8 @@ class Worker:
         finished: list[tuple[int, Finished]] = []
         failed: list[tuple[int, Failed]] = []
         logprobs: list[tuple[int, int, tuple[TokenLogprob, ...]]] = []
+        thoughts: list[tuple[int, int, str]] = []
+        calls: list[tuple[int, ToolCallDelta]] = []
         for request_id, event in events:
             if isinstance(event, Token):
                 if event.text:
@@ -226,9 +250,13 @@ class Worker:
                     logprobs.append((request_id, event.choice, event.logprobs))
             elif isinstance(event, Finished):
                 finished.append((request_id, event))
+            elif isinstance(event, Thought):
+                thoughts.append((request_id, event.choice, event.text))
+            elif isinstance(event, ToolCallDelta):
+                calls.append((request_id, event))
             else:
                 failed.append((request_id, event))
-        self._outgoing.put(Events(texts=texts, finished=finished, failed=failed, logprobs=logprobs))
+        self._outgoing.put(Events(texts, finished, failed, logprobs, thoughts, calls))
 
     def _publish_embeddings(self) -> None:
         for request_id, outcome in self._embedder.step():
@@ -244,6 +272,8 @@ class Worker:
             if isinstance(message, Submit | Embed):
                 with self._preparing_lock:
                     self._preparing[message.id] = False
+                self._preparer.put(message)
+            elif isinstance(message, Ask):
                 self._preparer.put(message)
             elif not isinstance(message, Load):
                 self._commands.put(message)

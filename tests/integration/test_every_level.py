@@ -25,6 +25,7 @@ from service.domain.errors import (
     QuantizationNotApplicable,
 )
 from service.domain.quants import GGML_TYPES, QUANTIZATIONS
+from service.domain.recipes import Recipe
 from service.gguf.files import facts, read_header
 from service.llama.quantizer import quantize_model
 from service.quantization import quantize as quantize_module
@@ -65,14 +66,14 @@ def test_every_level_is_made_as_planned_or_refused_for_the_stated_reason(
     if label in NOT_APPLICABLE or label in NEEDS_MATRIX:
         expected = QuantizationNotApplicable if label in NOT_APPLICABLE else ImportanceMatrixRequired
         with pytest.raises(expected):
-            quantize(GLOSS, target, label, allow_requantize=False, threads=2, progress=ignore)
+            quantize(GLOSS, target, Recipe(label), threads=2, progress=ignore)
         assert not target.exists()
         if label in NEEDS_MATRIX:
             with pytest.raises(QuantizationFailed, match="imatrix"):
-                quantize_model(GLOSS, target, file_type=QUANTIZATIONS[label].file_type)
+                quantize_model(GLOSS, target, Recipe(label))
         return
     seen: list[TensorProgress] = []
-    made = quantize(GLOSS, target, label, allow_requantize=False, threads=2, progress=seen.append)
+    made = quantize(GLOSS, target, Recipe(label), threads=2, progress=seen.append)
     assert target.stat().st_size == plan.size_bytes == made.file_size
     found = facts(made)
     assert found.quantization == label
@@ -144,8 +145,8 @@ def test_sizes_are_exact_where_shapes_force_other_types(label: str, smollm2: Pat
     (plan,) = plan_levels(smollm2, read_header(smollm2), [label])
     target = tmp_path / "made.gguf"
     with pytest.raises(LossySource):
-        quantize(smollm2, target, label, allow_requantize=False, threads=2, progress=ignore)
-    made = quantize(smollm2, target, label, allow_requantize=True, threads=2, progress=ignore)
+        quantize(smollm2, target, Recipe(label), threads=2, progress=ignore)
+    made = quantize(smollm2, target, Recipe(label, allow_requantize=True), threads=2, progress=ignore)
     assert target.stat().st_size == plan.size_bytes
     assert facts(made).types == plan.types
     assert facts(made).quantization == label
@@ -172,20 +173,20 @@ def test_an_error_of_the_listener_comes_through_after_the_work(tmp_path: Path) -
 
     target = tmp_path / "made.gguf"
     with pytest.raises(BrokenPipeError):
-        quantize(GLOSS, target, "Q8_0", allow_requantize=False, threads=1, progress=fail)
+        quantize(GLOSS, target, Recipe("Q8_0"), threads=1, progress=fail)
     assert not target.exists()
 
 
 def test_a_result_that_is_not_what_was_planned_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., None] = quantize_module.quantize_model
 
-    def other_level(*args: object, **kwargs: object) -> None:
-        real(*args, **{**kwargs, "file_type": QUANTIZATIONS["Q8_0"].file_type})
+    def other_level(source: Path, made: Path, recipe: Recipe, **kwargs: object) -> None:
+        real(source, made, recipe.at("Q8_0"), **kwargs)
 
     monkeypatch.setattr(quantize_module, "quantize_model", other_level)
     target = tmp_path / "made.gguf"
     with pytest.raises(QuantizationFailed, match="not what was planned"):
-        quantize(GLOSS, target, "Q4_0", allow_requantize=False, threads=1, progress=ignore)
+        quantize(GLOSS, target, Recipe("Q4_0"), threads=1, progress=ignore)
     assert not target.exists()
 
 
@@ -198,7 +199,7 @@ def test_a_disk_that_fills_up_is_named_as_such(room_bytes: int, tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, before[1]))
     try:
         with pytest.raises(DiskFull, match="3658656 bytes"):
-            quantize(GLOSS, target, "Q4_0", allow_requantize=False, threads=1, progress=ignore)
+            quantize(GLOSS, target, Recipe("Q4_0"), threads=1, progress=ignore)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not target.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from service.store.database import METADATA
+from service.store.tables import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -15,12 +15,18 @@ import pytest
 from sqlalchemy import Engine
 
 from service.domain.catalog import Variant
+from service.domain.datasets import DatasetRef
 from service.domain.jobs import ImportSpec, Job, JobStatus, QuantizeSpec
+from service.domain.recipes import Recipe
 from service.jobs.queue import JobQueue
 from service.jobs.runner import JobRunner, RunnerOptions
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
+from service.store.datasets import enter_built_in
+from service.store.derived import DerivedFiles
+from service.store.laboratory import Laboratory
+from service.store.stores import Stores
 
 ROOT = Path(__file__).parents[3]
 GLOSS = ROOT / "demo" / "gloss-5m-f16.gguf"
@@ -34,6 +40,8 @@ class Home:
     engine: Engine
     blobs: BlobStore
     catalog: Catalog
+    laboratory: Laboratory
+    derived: DerivedFiles
     queue: JobQueue
     runner: JobRunner
 
@@ -44,16 +52,25 @@ class Home:
         blobs.start()
         catalog, queue = Catalog(engine), JobQueue(engine, max_queued=10)
         # In the background a busy machine would make these tests take minutes.
-        runner = JobRunner(queue, catalog, blobs, RunnerOptions(**{"niceness": 0, **options}))
-        return cls(folder, engine, blobs, catalog, queue, runner)
+        laboratory = Laboratory(engine)
+        derived = DerivedFiles(folder / "laboratory", 1 << 30)
+        stores = Stores(catalog, blobs, laboratory, derived)
+        runner = JobRunner(queue, stores, RunnerOptions(**{"niceness": 0, **options}))
+        return cls(folder, engine, blobs, catalog, laboratory, derived, queue, runner)
 
     async def imported(self, path: Path = GLOSS, name: str = "gloss") -> Variant:
         job = await self.ended(await self.runner.submit_import(ImportSpec(name, path=str(path))))
         assert job.error is None
         return self.catalog.resolve(job.result[0])
 
-    def levels(self, source: Variant, *levels: str, allow: bool = False) -> QuantizeSpec:
-        return QuantizeSpec(source.name, source.digest, levels, allow_requantize=allow)
+    def levels(self, source: Variant, *levels: str, allow: bool = False, **options: object) -> QuantizeSpec:
+        recipe = replace(options.pop("recipe", Recipe()), allow_requantize=allow)
+        return QuantizeSpec(source.name, source.digest, levels, recipe=recipe, **options)
+
+    def dataset(self, name: str) -> DatasetRef:
+        """A built-in dataset; most tests need none, so that none is entered before."""
+        enter_built_in(self.blobs, self.laboratory)
+        return DatasetRef(name, self.laboratory.dataset(name).digest)
 
     async def ended(self, job: Job) -> Job:
         job = await self.runner.wait(job.id, 60)

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from service.domain.catalog import Recipe
 from service.domain.errors import (
     Conflict,
     DiskFull,
@@ -22,6 +21,7 @@ from service.domain.errors import (
 )
 from service.domain.jobs import ENDED, ImportSpec, JobStatus
 from service.domain.names import parse_ref
+from service.domain.recipes import Recipe
 
 SLOW = ("Q8_0", "IQ3_S", "IQ3_M", "Q3_K_L")  # the second and third take more than a second each
 

@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from service.domain.jobs import JobStatus
+from service.domain.recipes import Recipe
 from service.frames import encode
-from service.jobs.messages import LevelTask, QuantizeTask
+from service.jobs.messages import LaboratoryTask, LevelStep
 
 ROOT = Path(__file__).parents[3]
 SERVER = """
@@ -25,13 +26,17 @@ from service.jobs.runner import JobRunner, RunnerOptions
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
+from service.store.derived import DerivedFiles
+from service.store.laboratory import Laboratory
+from service.store.stores import Stores
 
 async def main(folder):
     engine = open_database(f"sqlite:///{folder}/quantry.db")
     blobs = BlobStore(folder / "blobs", reserve_bytes=0)
     blobs.start()
     catalog = Catalog(engine)
-    runner = JobRunner(JobQueue(engine, 10), catalog, blobs, RunnerOptions())
+    stores = Stores(catalog, blobs, Laboratory(engine), DerivedFiles(folder / "laboratory", 1 << 30))
+    runner = JobRunner(JobQueue(engine, 10), stores, RunnerOptions())
     await runner.start()
     source = catalog.resolve("gloss:F16")
     job = await runner.submit_quantize(QuantizeSpec(source.name, source.digest, ("Q8_0", "IQ3_S", "IQ3_M")))
@@ -94,8 +99,8 @@ async def test_a_killed_server_leaves_no_child_and_the_next_start_finishes_the_j
 def test_a_child_leaves_when_its_input_ends(gloss, tmp_path, with_task):
     # This process lives on, so it is not the kernel's signal that ends the child.
     argv = [sys.executable, "-m", "service.jobs.steps"]
-    level = LevelTask("IQ3_S", str(tmp_path / "x"), 10**7)
-    task = QuantizeTask(str(gloss), (level,) * 9, False, 1, 19)
+    level = LevelStep(str(tmp_path / "x"), Recipe("IQ3_S"), 10**7, None)
+    task = LaboratoryTask(str(gloss), (level,) * 9, 1, 19)
     with subprocess.Popen(
         argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from service.api import routes
 from service.api.services import ApiOptions, Services
-from service.domain.catalog import FileFacts, LevelPlan, Lineage, ModelShape, Recipe, Variant
+from service.domain.catalog import FileFacts, LevelPlan, Lineage, ModelShape, Variant
 from service.domain.errors import QuantryError
 from service.domain.generation import (
     Finished,
@@ -27,14 +27,19 @@ from service.domain.generation import (
     Usage,
 )
 from service.domain.jobs import MadeFile
-from service.domain.memory import MemoryNeed, memory_need
+from service.domain.memory import MemoryNeed, largest_context, memory_need
 from service.domain.names import parse_ref
+from service.domain.recipes import Recipe
 from service.jobs.queue import JobQueue
 from service.jobs.runner import JobRunner, RunnerOptions
 from service.metrics import Metrics
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
+from service.store.derived import DerivedFiles
+from service.store.laboratory import Laboratory
+from service.store.presets import Presets
+from service.store.stores import Stores
 from service.workers.placing import LoadOptions
 from service.workers.slots import WorkerStatus
 from service.workers.stream import Stream
@@ -103,6 +108,11 @@ class ScriptedPool:
     def memory_needed(self, variant: Variant, context: int | None = None) -> MemoryNeed:
         return memory_need(variant.facts, context or 512)
 
+    memory_held_bytes: int = 0
+
+    def room_for(self, variant: Variant, context: int, budget_bytes: int) -> tuple[MemoryNeed, int]:
+        return self.memory_needed(variant, context), largest_context(variant.facts, budget_bytes)
+
     def status(self) -> tuple[WorkerStatus, ...]:
         return tuple(
             WorkerStatus(variant.name, digest, "ready", "full", 1, 512, 4, 1000, 0, 0, None, None, None)
@@ -124,15 +134,26 @@ class Api:
     def client(self, **kwargs: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url=BASE_URL, **kwargs)
 
-    def add(
-        self, name: str, quantization: str, *, content: bytes | None = None, source: Variant | None = None
-    ) -> Variant:
-        """A committed blob and its variant. F16 gets plans for two levels."""
-        content = content if content is not None else f"{name} {quantization}".encode()
+    def put(self, content: bytes) -> str:
+        """A committed blob; its digest."""
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         upload = self.blobs.open_upload(digest, len(content))
         upload.write(content)
         upload.finish()
+        return digest
+
+    def add(
+        self,
+        name: str,
+        quantization: str,
+        *,
+        content: bytes | None = None,
+        source: Variant | None = None,
+        recipe: Recipe | None = None,
+    ) -> Variant:
+        """A committed blob and its variant. F16 gets plans for two levels."""
+        content = content if content is not None else f"{name} {quantization}".encode()
+        digest = self.put(content)
         shape = ModelShape("llama", 2, 64, 4, 4, 16, 16, 128, 100, context_length=512)
         facts = FileFacts(
             quantization, 1000, 16.0, 2000, shape, license="Apache-2.0", quantized_tensors=quantization != "F16"
@@ -147,7 +168,8 @@ class Api:
         )
         lineage = Lineage("imported")
         if source is not None:
-            lineage = Lineage("quantized", source.digest, source.name, Recipe(quantization), "b1", 2.5, source.lossy)
+            recipe = recipe or Recipe(quantization)
+            lineage = Lineage("quantized", source.digest, source.name, recipe, "b1", 2.5, source.lossy)
         made = MadeFile("", digest, len(content), facts, plans)
         return self.catalog.add_variant(parse_ref(name), made, lineage)
 
@@ -166,11 +188,20 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
         blobs = BlobStore(tmp_path / f"blobs{len(engines)}", reserve_bytes=0)
         blobs.start()
         catalog, queue, pool = Catalog(engine), JobQueue(engine, 10), ScriptedPool()
-        runner = JobRunner(queue, catalog, blobs, RunnerOptions())
+        laboratory = Laboratory(engine)
+        derived = DerivedFiles(tmp_path / f"laboratory{len(engines)}", 1 << 30)
+        runner = JobRunner(queue, Stores(catalog, blobs, laboratory, derived), RunnerOptions())
         api_options = replace(ApiOptions(version="0.0.0", context_length=512, import_wait_seconds=0.0), **options)
         app = FastAPI(title="quantry", version="0.0.0")
         app.state.services = Services(
-            catalog=catalog, blobs=blobs, jobs=runner, pool=pool, metrics=Metrics(), options=api_options
+            catalog=catalog,
+            blobs=blobs,
+            laboratory=laboratory,
+            presets=Presets(engine),
+            jobs=runner,
+            pool=pool,
+            metrics=Metrics(),
+            options=api_options,
         )
         routes.install(app)
         return Api(app, app.state.services, pool, queue, catalog, blobs)

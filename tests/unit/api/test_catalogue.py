@@ -24,6 +24,7 @@ VARIANT_FIELDS = {
     "advice",
     "reference",
     "measured",
+    "card",
     "memory_bytes",
     "loaded",
     "lossy",
@@ -31,6 +32,19 @@ VARIANT_FIELDS = {
     "lineage",
     "created_at",
     "license",
+}
+
+STOCK_RECIPE = {
+    "quantization": "",
+    "allow_requantize": False,
+    "pure": False,
+    "output_type": None,
+    "token_embedding_type": None,
+    "keep_output": False,
+    "overrides": [],
+    "metadata": {},
+    "prune_layers": [],
+    "importance_matrix": None,
 }
 
 
@@ -55,10 +69,11 @@ async def test_variants_have_exactly_their_fields(client):
         "origin": "quantized",
         "source": "gloss:F16",
         "source_digest": source["digest"],
-        "recipe": {"quantization": "Q8_0", "allow_requantize": False},
+        "recipe": STOCK_RECIPE | {"quantization": "Q8_0"},
         "llama_build": "b1",
         "duration_seconds": 2.5,
         "lossy_source": False,
+        "search": None,
     }
     assert (source["lossy"], level["lossy"], level["license"]) == (False, True, "Apache-2.0")
 
@@ -248,7 +263,7 @@ async def test_a_crooked_digest_is_refused(client, digest):
         assert (await client.request(method, f"/v1/blobs/{digest}")).status_code in (400, 404, 405)
 
 
-# --- imports and quantize jobs (queued: this process runs no child) ------------------------------------------------
+# --- imports (queued: this process runs no child) ----------------------------------------------------------------
 
 
 async def test_an_import_that_takes_longer_is_a_job(client, tmp_path):
@@ -285,58 +300,6 @@ async def test_an_import_of_nothing_is_refused(client, body, code):
 async def test_an_import_of_an_unknown_blob_is_404(client):
     answer = await client.post("/v1/models", json={"name": "x", "digest": "sha256:" + "0" * 64})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "blob_not_found")
-
-
-async def test_a_dry_run_is_the_plan(client, api):
-    answer = await client.post("/v1/quantize", json={"model": "gloss:F16", "to": ["q4_k", "Q4_K_M"], "dry_run": True})
-    assert answer.status_code == 200
-    body = answer.json()
-    assert body["object"] == "list"
-    (plan,) = body["data"]
-    memory = plan.pop("memory_bytes")
-    assert memory > 0
-    assert plan == {
-        "quantization": "Q4_K_M",
-        "source": "gloss:F16",
-        "size_bytes": 700,
-        "bits_per_weight": 5.0,
-        "needs_imatrix": False,
-        "fallbacks": ["token_embd.weight"],
-        "types": {"F32": 3, "Q4_K": 9},
-        "fits": True,
-        "error": None,
-    }
-    assert api.queue.list() == []
-    api.pool.memory_budget_bytes = memory // 2
-    answer = await client.post("/v1/quantize", json={"model": "gloss:F16", "to": ["Q4_K_M"], "dry_run": True})
-    assert answer.json()["data"][0]["fits"] is False
-
-
-async def test_quantize_is_a_job(client, api):
-    answer = await client.post("/v1/quantize", json={"model": "gloss:f16", "to": ["q4_k"]})
-    assert answer.status_code == 202, answer.text
-    job = answer.json()
-    assert (job["kind"], job["model"], job["levels"]) == ("quantize", "gloss:F16", ["Q4_K_M"])
-    again = await client.post("/v1/quantize", json={"model": "gloss:F16", "to": ["Q4_K_M"]})
-    assert again.json()["id"] == job["id"]
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        ({"model": "gloss:F16", "to": ["Q9_X"]}, 400, "unknown_quantization"),
-        ({"model": "gloss:F16", "to": []}, 400, "invalid_parameter"),
-        ({"model": "gloss:F16", "to": "Q4_K_M"}, 400, "invalid_parameter"),
-        ({"model": "gloss:F16", "to": ["IQ1_S"]}, 400, "importance_matrix_required"),
-        ({"model": "gloss:Q8_0", "to": ["Q4_K_M"]}, 400, "lossy_source"),
-        ({"model": "none", "to": ["Q4_K_M"]}, 404, "model_not_found"),
-        ({"model": "gloss:F16", "to": ["Q4_K_M"], "threads": 0}, 400, "invalid_parameter"),
-        ({"model": "gloss:F16", "to": ["Q4_K_M"], "quantise": True}, 400, "invalid_parameter"),
-    ],
-)
-async def test_a_quantize_that_cannot_be_is_refused(client, body, status, code):
-    answer = await client.post("/v1/quantize", json=body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
 # --- workers of what is deleted -----------------------------------------------------------------------------------

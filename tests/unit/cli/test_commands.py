@@ -20,11 +20,14 @@ from service.settings import FOREIGN_NAMES, Settings, load_settings
 
 COMMANDS = (
     "demo", "serve", "stop-server", "run", "ps", "stop", "import", "list", "show", "cp", "rm", "verify", "quantize",
-    "plan", "jobs", "doctor", "version",
+    "plan", "calibrate", "evaluate", "rebuild", "recommend", "frontier", "importance", "datasets", "jobs", "doctor",
+    "version",
 )  # fmt: skip
 NEEDS_SERVER = (
     ["list"], ["show", "x"], ["cp", "x", "y"], ["rm", "x"], ["verify", "x"], ["ps"], ["stop", "x"], ["jobs"],
     ["jobs", "x", "--cancel"], ["jobs", "x", "--watch"], ["plan", "x"], ["quantize", "x", "Q8_0"], ["run", "x", "hi"],
+    ["calibrate", "x"], ["evaluate", "x"], ["rebuild", "x"], ["importance"], ["datasets"], ["recommend", "x"],
+    ["frontier", "x"],
 )  # fmt: skip
 
 

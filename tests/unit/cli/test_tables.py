@@ -18,7 +18,8 @@ from service.api.catalogue_shapes import (
     VariantShape,
     WorkerShape,
 )
-from service.cli import figures, tables
+from service.api.laboratory_shapes import CardShape, EstimateShape, TaskScoreShape, TextFiguresShape
+from service.cli import cards, figures, tables
 from service.cli.session import Session
 from service.domain.quants import QUANTIZATIONS
 
@@ -75,13 +76,24 @@ PLANS = [
     PlanShape(
         quantization="MXFP4_MOE", source="gloss:F16", size_bytes=1, bits_per_weight=4.25, needs_imatrix=False,
         fallbacks=[], types={}, memory_bytes=1, fits=True, error="only for mixture models, " * 5,
+        estimated_seconds=None, fits_gpu=None, fits_disk=False, notes=[],
     ),
     PlanShape(
         quantization="Q4_K_M", source="gloss:F16", size_bytes=98_000_000, bits_per_weight=6.17, needs_imatrix=False,
         fallbacks=["a", "b"],
         types={"Q5_0": 200, "F32": 72}, memory_bytes=300_000_000, fits=True, error=None,
+        estimated_seconds=7812.0, fits_gpu=None, fits_disk=True, notes=[],
     ),
 ]  # fmt: skip
+ESTIMATE = EstimateShape(value=1234.5678, error=0.1)
+CARD = CardShape(
+    machine="one", llama_build="b1", seconds=1.0, created_at="2025-01-01T00:00:00Z", speed=None,
+    tasks=[TaskScoreShape(task="words", task_digest="", correct=174, total=232)],
+    text=TextFiguresShape(
+        dataset="evaluation", dataset_digest="", window=512, chunks=47, tokens=12000, perplexity=ESTIMATE,
+        divergence=None,
+    ),
+)  # fmt: skip
 WORKERS = [
     WorkerShape(
         name="smollm2:Q4_K_M", digest="", state="quarantined", rung="full", pid=1,
@@ -98,11 +110,12 @@ WORKERS = [
         tables.variants(ALL, 4096),
         tables.available(AVAILABLE, 4096),
         tables.plans(PLANS),
+        cards.table([variant(label, lossy_source=True).model_copy(update={"card": CARD}) for label in QUANTIZATIONS]),
         tables.workers(WORKERS),
         tables.jobs([job("running", list(QUANTIZATIONS)), job("succeeded", [])]),
         tables.steps(job("running", list(QUANTIZATIONS))),
     ],
-    ids=["variants", "variants with memory", "available", "plans", "workers", "jobs", "steps"],
+    ids=["variants", "variants with memory", "available", "plans", "cards", "workers", "jobs", "steps"],
 )
 def test_a_table_fits_80_columns_and_breaks_no_name(table: Table) -> None:
     lines = on_terminal(table).splitlines()

@@ -13,7 +13,14 @@ import typer
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from service.api import catalogue_shapes, generate_shapes, openai_embeddings
+from service.api import (
+    advice_shapes,
+    catalogue_shapes,
+    generate_shapes,
+    laboratory_bodies,
+    laboratory_shapes,
+    openai_embeddings,
+)
 from service.api.openai_shapes import ChatBody, CompletionBody
 from service.api.responses import STATUS, TYPES, status_of
 from service.api.shapes import Listing
@@ -31,12 +38,18 @@ CODES = sorted({kind.code for kind in leaves()})
 # Route of api.md -> the body that its table of fields describes.
 BODIES: dict[str, type[BaseModel]] = {
     "POST /v1/generate": generate_shapes.GenerateBody,
-    "POST /v1/quantize": catalogue_shapes.QuantizeBody,
+    "POST /v1/quantize": laboratory_bodies.QuantizeBody,
+    "POST /v1/calibrate": laboratory_bodies.CalibrateBody,
+    "POST /v1/evaluate": laboratory_bodies.EvaluateBody,
+    "POST /v1/variants/{ref}/rebuild": laboratory_bodies.RebuildBody,
+    "Recipes": laboratory_bodies.RecipeBody,
     "POST /v1/models": catalogue_shapes.ImportBody,
     "POST /v1/models/copy": catalogue_shapes.CopyBody,
     "POST /v1/workers/{ref}/load": catalogue_shapes.LoadBody,
     "POST /v1/embeddings": openai_embeddings.EmbeddingsBody,
 }
+# Member of a body that its section explains in the same way, under `member.field`.
+MEMBERS: dict[str, type[BaseModel]] = {"search": laboratory_bodies.SearchBody}
 # Shape of an answer -> the section of api.md that explains its fields.
 ANSWERS: dict[type[BaseModel], str] = {
     generate_shapes.GenerationShape: "POST /v1/generate",
@@ -49,6 +62,17 @@ ANSWERS: dict[type[BaseModel], str] = {
     openai_embeddings.EmbeddingShape: "POST /v1/embeddings",
     openai_embeddings.EmbeddingUsageShape: "POST /v1/embeddings",
     catalogue_shapes.PlanShape: "POST /v1/quantize",
+    catalogue_shapes.TensorShape: "POST /v1/quantize",
+    laboratory_bodies.TargetBody: "Budgets",
+    laboratory_shapes.SearchShape: "Budgets",
+    laboratory_shapes.ImportanceMatrixShape: "GET /v1/importance-matrices",
+    laboratory_shapes.TensorStatisticsShape: "GET /v1/importance-matrices/{digest}",
+    laboratory_shapes.CardShape: "Cards",
+    laboratory_shapes.TextFiguresShape: "Cards",
+    laboratory_shapes.DivergenceShape: "Cards",
+    laboratory_shapes.SpeedShape: "Cards",
+    laboratory_shapes.TaskScoreShape: "Cards",
+    laboratory_shapes.DatasetShape: "GET /v1/datasets",
     catalogue_shapes.JobShape: "Jobs",
     catalogue_shapes.StepShape: "Jobs",
     catalogue_shapes.JobErrorShape: "Jobs",
@@ -63,6 +87,18 @@ ANSWERS: dict[type[BaseModel], str] = {
     catalogue_shapes.WorkerListing: "GET /v1/workers",
     catalogue_shapes.UnloadedShape: "POST /v1/workers/{ref}/unload",
 }
+ANSWERS |= dict.fromkeys(
+    (
+        advice_shapes.RecommendationShape,
+        advice_shapes.AdvisedShape,
+        advice_shapes.ConsideredShape,
+        advice_shapes.MemoryShape,
+        advice_shapes.LossShape,
+        advice_shapes.PaceShape,
+    ),
+    "GET /v1/recommend",
+)
+ANSWERS |= dict.fromkeys((advice_shapes.FrontierShape, advice_shapes.FrontierPointShape), "GET /v1/frontier")
 LISTING = {"object", "data"}  # explained once, under Conventions
 
 
@@ -200,12 +236,23 @@ def test_every_query_parameter_is_documented(app: FastAPI) -> None:
 @pytest.mark.parametrize("route", BODIES)
 def test_every_field_of_a_request_is_documented_with_its_default_and_limits(route: str) -> None:
     text = sections(page("api.md"))[route]
-    properties = BODIES[route].model_json_schema()["properties"]
     documented = [name for row in rows(text) if len(row) == 4 for name in re.findall(r"^`(\w+)`$", row[0])]
-    assert sorted(documented) == sorted(properties)
-    for name, schema in properties.items():
-        field = BODIES[route].model_fields[name]
-        _, _, default, limits = row_of(text, name, cells=4)
+    assert sorted(documented) == sorted(BODIES[route].model_fields)
+    check_fields(text, BODIES[route])
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_every_field_within_a_field_is_documented_too(member: str) -> None:
+    text = sections(page("api.md"))["Budgets"]
+    documented = [row[0].strip("`") for row in rows(text) if len(row) == 4 and row[0].startswith(f"`{member}.")]
+    assert sorted(documented) == sorted(f"{member}.{name}" for name in MEMBERS[member].model_fields)
+    check_fields(text, MEMBERS[member], prefix=f"{member}.")
+
+
+def check_fields(text: str, body: type[BaseModel], prefix: str = "") -> None:
+    for name, schema in body.model_json_schema()["properties"].items():
+        field = body.model_fields[name]
+        _, _, default, limits = row_of(text, prefix + name, cells=4)
         if field.is_required():
             assert default == "required"
         else:

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine, delete
 
 from service.jobs.queue import JobQueue
-from service.store.database import job_events, jobs, open_database, write
+from service.store.database import open_database, write
+from service.store.tables import job_events, jobs
 
 MAX_QUEUED = 4
 

@@ -53,7 +53,7 @@ async def test_a_slow_follower_gets_the_newest_progress_and_every_level(queue, j
         assert (await anext(events)).id == 2
         for step in range(100):
             followers.fresh(replace(job, progress=step / 1000))
-        queue.update_progress(job.id, 0.5, STEPS, None, level=True)
+        queue.update_progress(job.id, 0.5, STEPS, None, result=())
         followers.stored(job.id)
         followers.fresh(replace(job, progress=0.6))
         first, second = await anext(events), await anext(events)

@@ -9,6 +9,7 @@ from sqlalchemy import event
 
 from service.domain.errors import JobFinished, JobNotFound, QueueFull
 from service.domain.jobs import ENDED, ImportSpec, JobError, JobKind, JobStatus, QuantizeSpec, Step
+from service.domain.recipes import Recipe
 from service.jobs.queue import JobQueue
 
 DIGEST = "sha256:" + "a" * 64
@@ -61,7 +62,9 @@ def test_order_of_levels_threads_and_case_make_no_second_job(queue, same):
     "other",
     [
         quantize(levels=("Q4_K_M",)),
-        quantize(allow_requantize=True),
+        quantize(recipe=Recipe(allow_requantize=True)),
+        quantize(recipe=Recipe(pure=True)),
+        quantize(flavour="mine"),
         quantize("other:F16"),
         ImportSpec("gloss", path="/a"),
     ],
@@ -208,7 +211,7 @@ def test_releasing_a_job_that_is_to_be_cancelled_cancels_it(queue):
 
 def test_every_change_of_status_and_every_level_is_an_event(queue):
     job = running(queue)
-    queue.update_progress(job.id, 0.5, DONE_AND_HALF, 1.0, level=True)
+    queue.update_progress(job.id, 0.5, DONE_AND_HALF, 1.0, result=("gloss:Q8_0",))
     queue.finish(job.id, JobStatus.SUCCEEDED, steps=STEPS)
     events = queue.events_after(job.id)
     assert [event.id for event in events] == [1, 2, 3, 4]

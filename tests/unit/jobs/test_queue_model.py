@@ -13,7 +13,8 @@ from sqlalchemy import Engine, delete
 from service.domain.errors import JobFinished, QueueFull
 from service.domain.jobs import ENDED, TRANSITIONS, ImportSpec, JobStatus, Step
 from service.jobs.queue import MAX_INTERRUPTIONS, JobQueue
-from service.store.database import job_events, jobs, write
+from service.store.database import write
+from service.store.tables import job_events, jobs
 
 MAX_QUEUED = 3
 STEPS = (Step("copy"),)

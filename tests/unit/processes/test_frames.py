@@ -13,7 +13,20 @@ from hypothesis import given
 
 from service.domain.catalog import FileFacts, LevelPlan, ModelShape
 from service.domain.generation import Failed as FailedEvent
-from service.domain.generation import Finished, FinishReason, GenerationRequest, Message, Timings, Usage
+from service.domain.generation import (
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Message,
+    Reasoning,
+    Timings,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+    ToolMode,
+    Usage,
+)
 from service.domain.jobs import MadeFile
 from service.frames import MAX_FRAME_BYTES, BadFrame, FrameReader, encode
 from service.jobs import messages
@@ -37,9 +50,16 @@ TASKS = [
 EVENTS = [
     protocol.Events([(1, 0, "text")], [(2, Finished(FinishReason.STOP, Usage(3, 4), Timings(load_seconds=0.5)))], []),
     protocol.Events([], [], [(7, FailedEvent("worker_died", "Send it again.", None, 1))]),
+    protocol.Events(thoughts=[(1, 0, "hm")], calls=[(1, ToolCallDelta(0, "{}", "call_1", "f", choice=1))]),
     protocol.Pong(1, 2, 3),
 ]
 REQUEST = GenerationRequest(messages=(Message("user", "hi \U0001f600"),), stop=("a", "b"))
+CALLING = GenerationRequest(
+    messages=(Message("assistant", "", "hm", (ToolCall("1", "f", "{}"),)), Message("tool", "x", None, (), "1", "f")),
+    tools=(Tool("f", "", "{}", strict=True),),
+    tool_choice=ToolChoice(ToolMode.NAMED, "f", parallel=False),
+    reasoning=Reasoning(enabled=True, max_tokens=5, effort="low", split=False),
+)
 
 
 def read(kind, data: bytes):
@@ -53,6 +73,7 @@ def read(kind, data: bytes):
         *((messages.Task, task) for task in TASKS),
         *((protocol.FromWorker, event) for event in EVENTS),
         (protocol.ToWorker, protocol.Submit(1, REQUEST)),
+        (protocol.ToWorker, protocol.Submit(1, CALLING)),
     ],
 )
 async def test_a_message_arrives_as_it_was_sent(kind, message):

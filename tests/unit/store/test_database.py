@@ -10,19 +10,8 @@ from sqlalchemy import Engine, create_engine, insert, inspect, select
 from sqlalchemy.exc import IntegrityError
 
 from service.domain.errors import Conflict, DiskFull
-from service.store.database import (
-    METADATA,
-    blobs,
-    from_json,
-    job_events,
-    jobs,
-    now,
-    open_database,
-    read,
-    to_json,
-    variants,
-    write,
-)
+from service.store.database import from_json, now, open_database, read, to_json, write
+from service.store.tables import METADATA, blobs, job_events, jobs, variants
 
 _JOB = {
     "id": "job_0123456789abcdef",

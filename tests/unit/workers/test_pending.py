@@ -1,4 +1,4 @@
-"""Promises of waiting for vectors: one end for each waiter, whoever leaves first."""
+"""Promises of waiting for answers: one end for each waiter, whoever leaves first."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ import pytest
 
 from service.domain.errors import PromptTooLong, WorkerDied
 from service.domain.generation import EmbeddingRequest, Embeddings, Failed
-from service.workers.pending import TEXTS_PER_FRAME, PendingEmbeddings, parts_of
-from service.workers.protocol import Embedded, EmbedFailed
+from service.workers.pending import TEXTS_PER_FRAME, Pending, parts_of
 
 VECTORS = Embeddings((b"\0\0\0\0",), 3)
 
 
 async def test_each_waiter_gets_its_own_end_and_late_answers_are_dropped() -> None:
-    pending = PendingEmbeddings()
+    pending: Pending[Embeddings] = Pending()
     first, second, third = (pending.open(number) for number in (1, 2, 3))
-    pending.deliver(Embedded(2, VECTORS))
-    pending.deliver(Embedded(2, VECTORS))
-    pending.deliver(EmbedFailed(1, Failed("context_length_exceeded", "Too long.", "input")))
+    pending.deliver(2, VECTORS)
+    pending.deliver(2, VECTORS)
+    pending.fail(1, Failed("context_length_exceeded", "Too long.", "input"))
     assert await second == VECTORS
     with pytest.raises(PromptTooLong) as refused:
         await first
     assert refused.value.param == "input"
     assert pending.forget(3)
     assert not pending.forget(1)
-    pending.deliver(Embedded(3, VECTORS))
+    pending.deliver(3, VECTORS)
     assert not third.done()
     assert len(pending) == 0
 
 
 async def test_a_dead_worker_fails_all_who_still_wait() -> None:
-    pending = PendingEmbeddings()
+    pending: Pending[Embeddings] = Pending()
     waiting, gone = pending.open(1), pending.open(2)
     gone.cancel()
     pending.fail_all(WorkerDied("Dead."))

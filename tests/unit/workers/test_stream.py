@@ -15,10 +15,12 @@ from service.domain.generation import (
     Finished,
     FinishReason,
     GenerationEvent,
+    Thought,
     Timings,
     Token,
     TokenChance,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from service.workers.stream import Stream
@@ -187,3 +189,38 @@ def test_no_text_is_lost_or_comes_after_its_end_however_it_is_read(script: list[
     assert len(ends) == len(set(ends))
     assert ("failed" in ends) == (len(ended) < 3)
     assert calls.made.count("pause") - calls.made.count("resume") in (0, 1)
+
+
+async def test_thinking_text_and_calls_are_joined_each_for_itself(calls: Calls) -> None:
+    stream = calls.stream(choices=2, max_buffered_characters=1000)
+    for event in (
+        Thought("Which "),
+        Thought("city?"),
+        Token("Let me "),
+        Token("look."),
+        ToolCallDelta(0, '{"a"', "id0", "f"),
+        ToolCallDelta(0, ": 1}"),
+        ToolCallDelta(1, "", "id1", "g"),
+        ToolCallDelta(0, "{}", "id2", "f", choice=1),
+        ToolCallDelta(1, "{}"),
+        DONE,
+        replace(DONE, choice=1),
+    ):
+        stream.put(event)
+    assert await read(stream) == [
+        Thought("Which city?"),
+        Token("Let me look."),
+        ToolCallDelta(0, '{"a": 1}', "id0", "f"),
+        ToolCallDelta(1, "{}", "id1", "g"),
+        ToolCallDelta(0, "{}", "id2", "f", choice=1),
+        DONE,
+        replace(DONE, choice=1),
+    ]
+
+
+@pytest.mark.parametrize("event", [Thought("x" * 60), ToolCallDelta(0, "x" * 60)])
+async def test_thinking_and_calls_count_as_text_does(calls: Calls, event: GenerationEvent) -> None:
+    stream = calls.stream(pause_characters=50, max_buffered_characters=1000)
+    stream.put(event)
+    assert stream.paused
+    assert calls.made == ["pause"]

@@ -1,0 +1,37 @@
+"""What one job means to the store, a file for each kind: the child's task, and what becomes of what the child made.
+
+Server process; everything here blocks and is called from a thread. Files come in through the blob store's incoming
+folder under names that start with the job's id, are committed as blobs, and then entered in the catalogue in one
+transaction: what was reported is there for good, whatever becomes of the job.
+"""
+
+from __future__ import annotations
+
+from service.domain.jobs import BudgetSpec, CalibrateSpec, EvaluateSpec, ImportSpec, JobSpec, QuantizeSpec, RebuildSpec
+from service.jobs.assignments.bench import Assignment, Bench
+from service.jobs.assignments.budget import BudgetAssignment
+from service.jobs.assignments.calibrate import CalibrateAssignment
+from service.jobs.assignments.evaluate import EvaluateAssignment
+from service.jobs.assignments.imports import ImportAssignment
+from service.jobs.assignments.quantize import QuantizeAssignment
+from service.jobs.assignments.rebuild import RebuildAssignment
+
+
+def assign(spec: JobSpec, bench: Bench) -> Assignment:
+    """The assignment for a job with this spec, against the store as it is now.
+
+    Raises what tells that it cannot be carried out; see the kinds.
+    """
+    match spec:
+        case ImportSpec():
+            return ImportAssignment(spec, bench)
+        case QuantizeSpec():
+            return QuantizeAssignment(spec, bench)
+        case CalibrateSpec():
+            return CalibrateAssignment(spec, bench)
+        case EvaluateSpec():
+            return EvaluateAssignment(spec, bench)
+        case BudgetSpec():
+            return BudgetAssignment(spec, bench)
+        case RebuildSpec():
+            return RebuildAssignment(spec, bench)

@@ -1,0 +1,61 @@
+"""What follows from a job's spec alone: its kind, the key of equal requests, the blobs it needs. Pure.
+
+Runs in the server process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+
+from service.domain.jobs import (
+    SPECS,
+    BudgetSpec,
+    CalibrateSpec,
+    EvaluateSpec,
+    ImportSpec,
+    JobKind,
+    JobSpec,
+    QuantizeSpec,
+    RebuildSpec,
+)
+from service.domain.names import parse_ref
+from service.store.database import to_json
+
+_KINDS = {kind_of_spec: kind for kind, kind_of_spec in SPECS.items()}
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def kind_of(spec: JobSpec) -> JobKind:
+    """The kind of a job with this spec."""
+    return _KINDS[type(spec)]
+
+
+def spec_key(spec: JobSpec) -> str:
+    """Equal for requests that do the same work: the order of the levels and the number of threads do not matter."""
+    return hashlib.sha256(to_json((kind_of(spec), _folded(spec))).encode()).hexdigest()
+
+
+def digests_of(spec: JobSpec) -> frozenset[str]:
+    """Every blob that the spec names: sources, texts, importance matrices."""
+    return frozenset(_DIGEST.findall(to_json(spec)))
+
+
+def _folded(spec: JobSpec) -> JobSpec:
+    match spec:
+        case ImportSpec():
+            ref = parse_ref(spec.name)
+            return replace(spec, name=f"{ref.key.folded}:{(ref.canonical_tag or '').lower()}")
+        case QuantizeSpec():
+            levels = tuple(sorted(set(spec.levels)))
+            flavour = None if spec.flavour is None else spec.flavour.lower()
+            return replace(spec, source_name=spec.source_name.lower(), levels=levels, flavour=flavour, threads=None)
+        case BudgetSpec():
+            name, flavour = spec.source_name.lower(), spec.flavour.lower()
+            return replace(spec, source_name=name, flavour=flavour, threads=None)
+        case CalibrateSpec():
+            include = tuple(sorted(set(spec.include)))
+            return replace(spec, source_name=spec.source_name.lower(), include=include, threads=None)
+        case EvaluateSpec() | RebuildSpec():
+            return replace(spec, threads=None)
