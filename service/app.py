@@ -27,6 +27,7 @@ from service.api import routes
 from service.api.auth import hash_keys
 from service.api.catalogue import smaller_levels
 from service.api.connections import Connection
+from service.api.openai_store import ResponseStore
 from service.api.services import ApiOptions, Services
 from service.domain.memory import CacheChoice
 from service.jobs.queue import JobQueue
@@ -87,6 +88,11 @@ def create_app(settings: Settings) -> FastAPI:
         pool=pool,
         metrics=Metrics(),
         options=_api_options(settings),
+        responses=ResponseStore(
+            most=settings.stored_responses,
+            most_bytes=settings.stored_responses_bytes,
+            seconds=settings.stored_responses_seconds,
+        ),
     )
     routes.install(app)
     return app

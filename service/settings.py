@@ -171,6 +171,15 @@ class Settings(BaseSettings):
     stream_stall_seconds: float = Field(
         30.0, ge=0.1, le=3600, description="Seconds a client may leave its stream unread before it is cut off."
     )
+    stored_responses: int = Field(
+        1000, ge=0, le=1_000_000, description="Most responses of /v1/responses that are kept in memory; 0: none."
+    )
+    stored_responses_bytes: int = Field(
+        64 * MIB, ge=0, le=1 << 40, description="Most bytes of them, each with the conversation before it."
+    )
+    stored_responses_seconds: float = Field(
+        86400.0, ge=0, le=365 * 86400, description="Seconds after which a response that is kept is forgotten."
+    )
 
     @field_validator("api_keys", "allowed_hosts", "import_folders", mode="before")
     @classmethod

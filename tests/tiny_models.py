@@ -102,8 +102,13 @@ class _File:
         self.writer.close()
 
 
-def write_llama(path: Path, *, seed: int = 1, pooling: gguf.PoolingType | None = None) -> None:
-    """Full attention: a sequence can be cut and shared anywhere. Says nothing of pooling unless told to."""
+def write_llama(
+    path: Path, *, seed: int = 1, pooling: gguf.PoolingType | None = None, infill_tokens: dict[str, int] | None = None
+) -> None:
+    """Full attention: a sequence can be cut and shared anywhere. Says nothing of pooling unless told to.
+
+    `infill_tokens`: ids of the tokens `pre`, `suf`, `mid`, `rep` and `sep`, which mark holes in a text.
+    """
     file = _File(
         path,
         "llama",
@@ -115,6 +120,8 @@ def write_llama(path: Path, *, seed: int = 1, pooling: gguf.PoolingType | None =
     if pooling is not None:
         file.writer.add_pooling_type(pooling)
     _add_gloss_tokenizer(file)
+    for kind, token in (infill_tokens or {}).items():
+        file.writer.add_uint32(f"tokenizer.ggml.fim_{kind}_token_id", token)
     file.embeddings(_gloss_vocabulary_size())
     file.output()
     for layer in range(_LAYERS):
@@ -242,6 +249,9 @@ def write_bert(path: Path, *, seed: int = 5, pooling: gguf.PoolingType = gguf.Po
         file.vector(f"{block}.ffn_down.bias", _SIZE, 0.0)
         _add_norm(file, f"{block}.attn_output_norm")
         _add_norm(file, f"{block}.layer_output_norm")
+    if pooling is gguf.PoolingType.RANK:
+        file.matrix("cls.output.weight", _SIZE, 1)
+        file.vector("cls.output.bias", 1, 0.25)
     file.close()
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.responses import dialect_of, error_response
+from service.api.responses import Dialect, dialect_of, error_response
 from service.api.streams import ClientGone
 from service.domain.errors import InternalError, QuantryError, SlowReader
 from service.metrics import Metrics
 
 REQUEST_ID_HEADER = b"x-request-id"
+_ANTHROPIC_REQUEST_ID_HEADER = b"request-id"  # where its clients look
 HUNG_UP_STATUS = 499  # only in the log and the metrics: nobody is there to read it
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PATH_LIMIT = 200
@@ -39,7 +40,7 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send, _request_id(scope))
+        answer = _Answer(send, _request_id(scope), dialect_of(scope["path"]))
         started = time.monotonic()
         outcome = "answered"
         with structlog.contextvars.bound_contextvars(request_id=answer.request_id.decode()):
@@ -83,8 +84,9 @@ class Access:
 class _Answer:
     """Notes what goes out and adds the request id to its headers."""
 
-    def __init__(self, send: Send, request_id: bytes) -> None:
+    def __init__(self, send: Send, request_id: bytes, dialect: Dialect) -> None:
         self._send = send
+        self._dialect = dialect
         self.request_id = request_id
         self.status: int | None = None
         self.sent_bytes = 0
@@ -92,7 +94,10 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (REQUEST_ID_HEADER, self.request_id)]
+            headers = [*message.get("headers", ()), (REQUEST_ID_HEADER, self.request_id)]
+            if self._dialect is Dialect.ANTHROPIC:
+                headers.append((_ANTHROPIC_REQUEST_ID_HEADER, self.request_id))
+            message["headers"] = headers
         elif message["type"] == "http.response.body":
             self.sent_bytes += len(message.get("body", b""))
         await self._send(message)

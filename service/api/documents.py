@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from service.api.auth import PUBLIC_PATHS
 from service.api.shapes import ErrorBody
@@ -32,10 +33,15 @@ _ALWAYS = (400, 401, 403, 500)
 _WITH_BODY = (408, 413, 415)
 
 
-def errors(*statuses: int, body: bool = False) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route: the errors it may answer beside those that any route may. `body`: it reads one."""
+def errors(
+    *statuses: int, body: bool = False, model: type[BaseModel] = ErrorBody
+) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route: the errors it may answer beside those that any route may. `body`: it reads one.
+
+    `model` is the dialect's shape of an error.
+    """
     every = sorted({*_ALWAYS, *(_WITH_BODY if body else ()), *statuses})
-    return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in every}
+    return {status: {"model": model, "description": _MEANINGS[status]} for status in every}
 
 
 # No schema: OpenAPI 3.1 has no words for the events of a stream. The descriptions of the routes say what they carry.

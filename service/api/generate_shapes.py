@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
+from service.api.generate_tools import MAX_TOOLS, CallShape, ChoiceOfTools, MessageBody, ReasoningBody, ToolBody
 from service.api.shapes import (
     MAX_GRAMMAR_BYTES,
     MAX_SCHEMA_BYTES,
@@ -47,16 +48,23 @@ from service.api.shapes import (
 # Fields that exclude one another, as the document says it: one list of all combinations, for tools that make
 # requests from a document lose the thread where several such lists are joined by allOf.
 _NULL: dict[str, Any] = {"type": "null"}
-_INPUTS: list[Any] = [
-    {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": _NULL}},
-    {
-        "required": ["messages"],
-        "properties": {"messages": {"type": "array"}, "prompt": _NULL, "parse_special": {"const": False}},
-    },
-]
+_NO_TOOLS: dict[str, Any] = {"tools": {"type": "array", "maxItems": 0}, "tool_choice": {"enum": ["none", "auto"]}}
+_PROMPT: dict[str, Any] = {
+    "required": ["prompt"],
+    "properties": {"prompt": {"type": "string"}, "messages": _NULL, "reasoning": _NULL, **_NO_TOOLS},
+}
+_MESSAGES: dict[str, Any] = {"messages": {"type": "array"}, "prompt": _NULL, "parse_special": {"const": False}}
+_CHAT: dict[str, Any] = {"required": ["messages"], "properties": {**_MESSAGES, **_NO_TOOLS}}
 _GRAMMARS = ({"format": _NULL}, {"grammar": _NULL})
 _COMBINATIONS: list[Any] = [
-    {**given, "properties": {**given["properties"], **grammar}} for given, grammar in product(_INPUTS, _GRAMMARS)
+    *(
+        {**form, "properties": {**form["properties"], **grammar}}
+        for form, grammar in product((_PROMPT, _CHAT), _GRAMMARS)
+    ),
+    {
+        "required": ["messages", "tools"],
+        "properties": {**_MESSAGES, "tools": {"type": "array", "minItems": 1}, "grammar": _NULL},
+    },
 ]
 
 
@@ -66,13 +74,6 @@ def _checked_format(value: Any) -> Any:
     if value is None or value == "json":
         return value
     raise ValueError('"json" or a JSON schema (an object) is expected')
-
-
-class MessageBody(Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 class GrammarBody(Strict):
@@ -147,6 +148,12 @@ class GenerateBody(Strict):
         Any, AfterValidator(_checked_format), WithJsonSchema({"anyOf": [{"const": "json"}, {"type": "object"}, _NULL]})
     ] = Field(None, description='"json", or the JSON schema that the text must fit.')
     grammar: GrammarBody | None = None
+    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] = Field(
+        default_factory=list, description="Functions that the model may call."
+    )
+    tool_choice: ChoiceOfTools = Field("auto", description="Whether the model must call, and what.")
+    parallel_tool_calls: bool = Field(True, description="Allow several calls in one turn.")
+    reasoning: ReasoningBody | None = None
     speculate: bool = Field(True, description="Allow drafts of the text to come; they never change it.")
     draft: Name | None = Field(None, description="A smaller variant that writes the drafts.")
     context_length: ContextLength | None = None
@@ -160,6 +167,12 @@ class GenerateBody(Strict):
             raise ValueError("parse_special is for prompt only; text in messages never names special tokens.")
         if self.format is not None and self.grammar is not None:
             raise ValueError("format and grammar both say what the text must look like; send one of them.")
+        if self.prompt is not None and (self.tools or self.reasoning is not None):
+            raise ValueError("tools and reasoning are for messages only; a prompt has no template that knows them.")
+        if self.tools and self.grammar is not None:
+            raise ValueError("grammar and tools both say what the text must look like; send one of them.")
+        if not self.tools and self.tool_choice not in ("none", "auto"):
+            raise ValueError("tool_choice asks for a call and there are no tools; send them, or leave it out.")
         return self
 
     @property
@@ -177,6 +190,7 @@ class UsageShape(Shape):
     cached_tokens: int = Field(description="Of the prompt, taken from the cache.")
     draft_tokens: int = Field(description="Guessed ahead.")
     accepted_tokens: int = Field(description="Of those, right.")
+    reasoning_tokens: int = Field(0, description="Of the completion, thinking.")
 
 
 class TimingsShape(Shape):
@@ -208,8 +222,10 @@ class TextShape(Shape):
     """A text, whole, and how it ended."""
 
     text: str
+    reasoning: str | None = Field(description="The thinking before it, when there was any.")
+    tool_calls: list[CallShape] | None = Field(description="What the model wants called, when it does.")
     logprobs: list[LogprobShape] | None = Field(description="The tokens drawn, when they were asked for.")
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     stop: str | None = Field(description="The stop string that ended it, when one did.")
     usage: UsageShape
     timings: TimingsShape

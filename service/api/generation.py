@@ -101,6 +101,11 @@ class Generation:
         self._finished = 0
         self._ended = False
 
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt, once the first event is there."""
+        return self._stream.prompt_tokens
+
     def __aiter__(self) -> Generation:
         return self
 

@@ -184,7 +184,7 @@ class SearchBody(Strict):
     chunks: Chunks | None = None
     types: Annotated[
         list[TensorType],
-        Field(max_length=len(TENSOR_TYPES), description="Types that may be used; none: the k-quants and Q8_0."),
+        Field(max_length=len(TENSOR_TYPES), description="Types that may be used; none: the k-quants', IQ4_XS, Q8_0."),
     ] = Field(default_factory=list)
     guide: Literal["auto", "measured", "estimated"] = Field(
         "auto", description="Measure every tensor at every type, or some of them; auto: as max_seconds allows."

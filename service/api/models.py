@@ -11,21 +11,17 @@ from service.api.catalogue_shapes import BlobShape, CopyBody, DeletedShape, Impo
 from service.api.documents import errors
 from service.api.import_paths import admitted_path
 from service.api.jobs import accepted
-from service.api.limits import declared_length, discard, late_body_response, next_chunk
 from service.api.responses import error_from, json_response
-from service.api.services import Services, Use
+from service.api.services import Use
 from service.api.shapes import Digest, Ref
 from service.api.streams import unless_gone
+from service.api.uploads import receive_blob
 from service.api.variants import removed
 from service.domain.errors import BlobNotFound, JobFailed, ModelNotFound
 from service.domain.jobs import ENDED, ImportSpec, JobStatus
 from service.domain.names import parse_digest, parse_ref
-from service.store.blobs import Upload
 
 router = APIRouter(prefix="/v1", tags=["native"])
-
-# Small network reads are gathered before they go to a thread to be hashed and written.
-_WRITE_BYTES = 1 << 20
 
 
 @router.put(
@@ -46,33 +42,12 @@ _WRITE_BYTES = 1 << 20
 )
 async def put_blob(digest: Digest, request: Request, services: Use) -> Response:
     """The body is the file, streamed. Bytes that do not match the digest are refused and nothing is stored."""
-    parse_digest(digest)
-    announced_bytes = declared_length(dict(request.scope["headers"]))
-    damaged = await asyncio.to_thread(_is_corrupt, services, digest)
-    try:
-        upload = await asyncio.to_thread(
-            services.blobs.open_upload,
-            digest,
-            announced_bytes,
-            limit_bytes=services.options.max_upload_bytes,
-            replace=damaged,
-        )
-    except Exception:
-        await discard(request.receive)
-        raise
-    try:
-        await _receive_all(request, upload, services.options.body_read_timeout_seconds)
-        await asyncio.to_thread(upload.finish)
-    except TimeoutError:
-        return late_body_response(request.scope["path"], services.options.body_read_timeout_seconds)
-    finally:
-        await asyncio.to_thread(upload.abort)
-    await asyncio.to_thread(services.catalog.add_blob, digest, upload.received_bytes)
-    if damaged:
-        await asyncio.to_thread(services.catalog.mark_corrupt, digest, False)
-    blob = BlobShape(digest=digest, size_bytes=upload.received_bytes)
+    received = await receive_blob(digest, request, services)
+    if isinstance(received, Response):
+        return received
+    blob = BlobShape(digest=digest, size_bytes=received.size_bytes)
     return json_response(
-        blob.model_dump(), status=200 if upload.exists else 201, headers={"Location": f"/v1/blobs/{digest}"}
+        blob.model_dump(), status=200 if received.existed else 201, headers={"Location": f"/v1/blobs/{digest}"}
     )
 
 
@@ -143,24 +118,3 @@ async def copy(body: CopyBody, services: Use) -> VariantShape:
 async def delete(ref: Ref, services: Use) -> DeletedShape:
     """As `DELETE /v1/variants/{ref}`."""
     return DeletedShape(id=ref, object="model", variants=await removed(services, ref))
-
-
-async def _receive_all(request: Request, upload: Upload, stall_seconds: float) -> None:
-    """Bytes from the socket to the upload. TimeoutError when none come for `stall_seconds`."""
-    gathered = bytearray()
-    more = True
-    while more:
-        async with asyncio.timeout(stall_seconds):
-            chunk, more = await next_chunk(request.receive)
-        gathered += chunk
-        if len(gathered) >= _WRITE_BYTES or (gathered and not more):
-            try:
-                await asyncio.to_thread(upload.write, bytes(gathered))
-            except Exception:
-                await discard(request.receive)
-                raise
-            gathered.clear()
-
-
-def _is_corrupt(services: Services, digest: str) -> bool:
-    return any(blob.digest == digest and blob.corrupt for blob in services.catalog.blobs())

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from service.api import generation, logprobs
 from service.api.documents import EVENT_STREAM, errors
 from service.api.generate_shapes import ChoicesShape, GenerateBody, GenerationShape, TimingsShape, UsageShape
+from service.api.generate_tools import MessageBody, tool_choice
 from service.api.generation import VARIANT_HEADER, Choice, Generation
 from service.api.responses import Dialect, error_from_event, json_response
 from service.api.services import Use
@@ -22,9 +23,15 @@ from service.domain.generation import (
     Grammar,
     GrammarKind,
     Message,
+    Reasoning,
     SamplingParams,
+    Thought,
     Timings,
     Token,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolMode,
     Usage,
 )
 
@@ -42,6 +49,9 @@ router = APIRouter(prefix="/v1", tags=["native"])
 )
 async def generate(body: GenerateBody, request: Request, services: Use) -> Response:
     """One JSON answer, or with `stream` server-sent events: `token` {"text"}, ..., then one `done` or `error`.
+
+    Thinking comes as `thought` {"text"}, and a call of a tool piece by piece as `tool_call` {"call", "arguments"}, the
+    first piece with the call's `id` and `name`.
 
     With `n` above 1 the answer has `choices`; in a stream each event has its `index`, and each choice its `done`.
     A client that hangs up cancels its generation.
@@ -75,10 +85,11 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
 
 
 def generation_request(body: GenerateBody) -> GenerationRequest:
-    """The body as a domain value."""
+    """The body as a domain value; InvalidParameter for a call that must come of a tool that is not there."""
+    choice = tool_choice(body.tool_choice, [tool.name for tool in body.tools], parallel=body.parallel_tool_calls)
     return GenerationRequest(
         prompt=body.prompt,
-        messages=tuple(Message(turn.role, turn.content) for turn in body.messages or ()),
+        messages=tuple(_message(turn) for turn in body.messages or ()),
         max_tokens=body.max_tokens,
         sampling=SamplingParams(
             temperature=body.temperature,
@@ -112,7 +123,14 @@ def generation_request(body: GenerateBody) -> GenerationRequest:
         parse_special=body.parse_special,
         choices=body.n,
         logprobs=body.logprobs,
-        grammar=_grammar(body),
+        # A call that must come does not have the form of the text.
+        grammar=None if choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED) else _grammar(body),
+        tools=tuple(
+            Tool(tool.name, tool.description, schema_grammar(tool.parameters).source, tool.strict)
+            for tool in body.tools
+        ),
+        tool_choice=choice,
+        reasoning=Reasoning() if body.reasoning is None else Reasoning(**body.reasoning.model_dump()),
         speculate=body.speculate,
         draft=body.draft,
         context_length=body.context_length,
@@ -129,6 +147,7 @@ def usage_shape(usage: Usage) -> UsageShape:
         cached_tokens=usage.cached_tokens,
         draft_tokens=usage.draft_tokens,
         accepted_tokens=usage.accepted_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
     )
 
 
@@ -159,6 +178,12 @@ async def _frames(running: Generation, *, with_logprobs: bool) -> AsyncGenerator
                 if with_logprobs:
                     text += b',"logprobs":' + encode(logprobs.entries(event.logprobs))
                 yield b"%s%s}\n\n" % (before[event.choice], text)
+            case Thought():
+                yield sse({**indices[event.choice], "text": event.text}, event="thought")
+            case ToolCallDelta():
+                head = {} if event.name is None else {"id": event.id, "name": event.name}
+                piece = {"call": event.index, **head, "arguments": event.arguments}
+                yield sse({**indices[event.choice], **piece}, event="tool_call")
             case Finished():
                 yield sse({**indices[event.choice], **_end(event)}, event="done")
             case Failed():
@@ -166,6 +191,17 @@ async def _frames(running: Generation, *, with_logprobs: bool) -> AsyncGenerator
 
 
 _AFTER_NO_TEXT = b'""}\n\n'
+
+
+def _message(turn: MessageBody) -> Message:
+    return Message(
+        turn.role,
+        turn.content,
+        reasoning=turn.reasoning,
+        tool_calls=tuple(ToolCall(call.id, call.name, call.arguments) for call in turn.tool_calls or ()),
+        tool_call_id=turn.tool_call_id,
+        name=turn.name,
+    )
 
 
 def _grammar(body: GenerateBody) -> Grammar | None:
@@ -176,7 +212,14 @@ def _grammar(body: GenerateBody) -> Grammar | None:
 
 def _text(choice: Choice, *, with_logprobs: bool) -> dict[str, Any]:
     shown = logprobs.entries(choice.logprobs) if with_logprobs else None
-    return {"text": choice.text, "logprobs": shown, **_end(choice.end)}
+    calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in choice.tool_calls]
+    return {
+        "text": choice.text,
+        "reasoning": choice.reasoning or None,
+        "tool_calls": calls or None,
+        "logprobs": shown,
+        **_end(choice.end),
+    }
 
 
 def _end(finished: Finished) -> dict[str, Any]:

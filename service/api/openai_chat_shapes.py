@@ -20,25 +20,19 @@ _NONE: dict[str, Any] = {"anyOf": [NULL, NO_ITEMS]}
 _SOME: dict[str, Any] = {"type": "array", "minItems": 1}
 _FREE: dict[str, Any] = {"enum": ["none", "auto", None]}
 _NO_OWN_GRAMMAR = {field: none for field, none in NO_GRAMMAR.items() if field != "response_format"}
-# The fields for tools and those for the text's form, as they go together.
-_FORMS: list[dict[str, Any]] = [
+# The fields for tools and those for the text's form, as they go together, and which of them must be there.
+_FORMS: list[tuple[dict[str, Any], list[str]]] = [
     *(
-        {"tools": _NONE, "functions": _NONE, "tool_choice": _FREE, "function_call": _FREE, **grammar}
+        ({"tools": _NONE, "functions": _NONE, "tool_choice": _FREE, "function_call": _FREE, **grammar}, [])
         for grammar in ONE_GRAMMAR
     ),
-    {"tools": _SOME, "functions": _NONE, "function_call": NULL, **_NO_OWN_GRAMMAR},
-    {"tools": _NONE, "functions": _SOME, "tool_choice": NULL, **_NO_OWN_GRAMMAR},
+    ({"tools": _SOME, "functions": _NONE, "function_call": NULL, **_NO_OWN_GRAMMAR}, ["tools"]),
+    ({"tools": _NONE, "functions": _SOME, "tool_choice": NULL, **_NO_OWN_GRAMMAR}, ["functions"]),
 ]
-_REQUIRED = ({}, {}, {}, {"required": ["tools"]}, {"required": ["functions"]})
-
-
-def _combinations() -> list[dict[str, Any]]:
-    found = []
-    for stream, limit, (form, needs) in product(STREAM, _TOKEN_LIMIT, zip(_FORMS, _REQUIRED, strict=True)):
-        required = [*stream.get("required", ()), *needs.get("required", ())]
-        schema: dict[str, Any] = {"properties": {**stream["properties"], **limit, **form}}
-        found.append({**schema, "required": required} if required else schema)
-    return found
+_COMBINATIONS: list[Any] = [
+    {"properties": {**stream["properties"], **limit, **form}, "required": [*stream.get("required", ()), *needed]}
+    for stream, limit, (form, needed) in product(STREAM, _TOKEN_LIMIT, _FORMS)
+]
 
 
 class ChatBody(Common):
@@ -49,7 +43,7 @@ class ChatBody(Common):
             "examples": [
                 {"model": "smollm2:Q4_1", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
             ],
-            "anyOf": _combinations(),
+            "anyOf": _COMBINATIONS,
         }
     )
 

@@ -1,11 +1,14 @@
-"""Messages as OpenAI's chat route takes them: text, calls and results of tools, thinking. To domain values; no route."""
+"""Messages as OpenAI's chat route takes them: text, calls and results of tools, thinking.
+
+Fields and translation to domain values; no route.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import ConfigDict, StringConstraints, WithJsonSchema
 
 from service.api.openai_shapes import NULL, TEXT, Lenient, offered
 from service.api.openai_tools import ToolName
@@ -17,38 +20,31 @@ CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 def _content_as_its_role_has_it(schema: dict[str, Any]) -> None:
     # Beside calls the assistant's text may be left out or null; a result names its call.
-    content = [form for form in schema["properties"]["content"]["anyOf"] if form != NULL]
-    has_text = {"properties": {"content": {"anyOf": content}}, "required": ["content"]}
+    content = {"anyOf": [form for form in schema["properties"]["content"]["anyOf"] if form != NULL]}
     some = {"type": "array", "minItems": 1}
-    schema["anyOf"] = [
-        {"properties": {**has_text["properties"], "role": {"enum": ["system", "developer", "user"]}}, **_NEEDS},
-        {"properties": {**has_text["properties"], "role": {"const": "assistant"}}, **_NEEDS},
-        {
-            "properties": {"role": {"const": "assistant"}, "tool_calls": some},
-            "required": ["role", "tool_calls"],
-        },
-        {
-            "properties": {"role": {"const": "assistant"}, "function_call": {"type": "object"}},
-            "required": ["role", "function_call"],
-        },
-        {
-            "properties": {**has_text["properties"], "role": {"const": "tool"}, "tool_call_id": TEXT},
-            "required": ["role", "content", "tool_call_id"],
-        },
-        {
-            "properties": {**has_text["properties"], "role": {"const": "function"}, "name": TEXT},
-            "required": ["role", "content", "name"],
-        },
+    forms: list[tuple[list[str], dict[str, Any]]] = [
+        (["system", "developer", "user", "assistant"], {"content": content}),
+        (["assistant"], {"tool_calls": some}),
+        (["assistant"], {"function_call": {"type": "object"}}),
+        (["tool"], {"content": content, "tool_call_id": TEXT}),
+        (["function"], {"content": content, "name": TEXT}),
     ]
-
-
-_NEEDS: dict[str, Any] = {"required": ["role", "content"]}
+    schema["anyOf"] = [
+        {"properties": {"role": {"enum": roles}, **needed}, "required": ["role", *needed]} for roles, needed in forms
+    ]
 
 
 class ContentPart(Lenient):
     """One part of a message; only text is carried out."""
 
-    model_config = ConfigDict(json_schema_extra={"required": ["type", "text"]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"type": {"const": kind}, kind: TEXT}, "required": ["type", kind]}
+                for kind in ("text", "refusal")
+            ]
+        }
+    )
 
     type: Annotated[str, WithJsonSchema({"enum": ["text", "refusal"]})]
     text: Annotated[str | None, WithJsonSchema(TEXT)] = None
@@ -111,9 +107,7 @@ def _message(message: ChatMessage, here: str, index: int, function_ids: dict[str
             function_ids[call.name] = call.id
             calls.append(call)
         content = "" if calls and message.content is None else _text(message, here)
-        return Message(
-            role, content, reasoning=message.reasoning_content or message.reasoning, tool_calls=tuple(calls)
-        )
+        return Message(role, content, reasoning=message.reasoning_content or message.reasoning, tool_calls=tuple(calls))
     content = _text(message, here)
     if role == "tool":
         if message.tool_call_id is None:
@@ -150,6 +144,7 @@ def _text(message: ChatMessage, here: str) -> str:
             )
         text = part.refusal if part.type == "refusal" else part.text
         if text is None:
-            raise InvalidParameter(f"{param}.{part.type} is missing; send the text of the part.", param=f"{param}.{part.type}")
+            param = f"{param}.{part.type}"
+            raise InvalidParameter(f"{param} is missing; send the text of the part.", param=param)
         parts.append(text)
     return "\n".join(parts)

@@ -41,7 +41,6 @@ from service.api.shapes import (
     Stops,
     Temperature,
     TopK,
-    TopLogprobs,
     TopP,
     TypicalP,
     XtcProbability,
@@ -293,9 +292,9 @@ class CompletionBody(Common):
     ]
     suffix: Annotated[str | None, offered({"const": ""})] = None
     echo: Annotated[bool | None, offered({"const": False})] = None
-    best_of: Annotated[
-        Annotated[int, Field(ge=1, le=128), WHOLE] | None, offered({"type": "integer", "enum": [1]})
-    ] = None
+    best_of: Annotated[Annotated[int, Field(ge=1, le=128), WHOLE] | None, offered({"type": "integer", "enum": [1]})] = (
+        None
+    )
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
 
     @property
@@ -332,10 +331,12 @@ class CompletionBody(Common):
 
 
 def given(value: T | None, default: T) -> T:
+    """The value, or the default where none was sent."""
     return default if value is None else value
 
 
 def refuse(asked: dict[str, bool]) -> None:
+    """Raise NotSupported for the first field that is asked for."""
     for field, wanted in asked.items():
         if wanted:
             raise NotSupported(f"{field} is not carried out by this server yet; leave it out.", param=field)

@@ -110,7 +110,9 @@ def chosen(
     Raises InvalidParameter, which names `param`, for a name that no tool has, and where there is none to call.
     """
     if not tools and (mode in (ToolMode.REQUIRED, ToolMode.NAMED) or names is not None):
-        raise InvalidParameter(f"{param} asks for a call and there are no tools; send them, or leave it out.", param=param)
+        raise InvalidParameter(
+            f"{param} asks for a call and there are no tools; send them, or leave it out.", param=param
+        )
     if names is not None:
         known = {tool.name for tool in tools}
         for name in names:
@@ -124,9 +126,7 @@ def chosen(
     return tools, ToolChoice(mode, None, parallel)
 
 
-def choice_of(
-    tools: tuple[Tool, ...], choice: Choice | None, *, parallel: bool
-) -> tuple[tuple[Tool, ...], ToolChoice]:
+def choice_of(tools: tuple[Tool, ...], choice: Choice | None, *, parallel: bool) -> tuple[tuple[Tool, ...], ToolChoice]:
     """`tool_choice` as domain values; see `chosen`."""
     if choice is None or isinstance(choice, str):
         return chosen(tools, ToolMode(choice or "auto"), None, parallel=parallel)

@@ -105,7 +105,7 @@ _OLLAMA_STATUS: dict[type[QuantryError], int] = {errors.Busy: 503}
 
 # How the paths of a dialect begin; all others are native.
 _PATHS: dict[Dialect, tuple[str, ...]] = {
-    Dialect.OPENAI: ("/v1/chat/", "/v1/completions", "/v1/embeddings"),
+    Dialect.OPENAI: ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/responses"),
     Dialect.ANTHROPIC: ("/v1/messages",),
     Dialect.OLLAMA: ("/api/",),
     Dialect.LLAMA_SERVER: (

@@ -13,8 +13,10 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.api.background import Background
+from service.api.openai_store import ResponseStore
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, InvalidName, ModelNotFound
+from service.jobs.describing import Descriptions
 from service.jobs.runner import JobRunner
 from service.metrics import Metrics
 from service.store.blobs import BlobStore
@@ -62,6 +64,8 @@ class Services:
     metrics: Metrics
     options: ApiOptions
     background: Background = field(default_factory=Background)
+    descriptions: Descriptions = field(default_factory=Descriptions)
+    responses: ResponseStore = field(default_factory=ResponseStore)
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)  # one re-hash at a time: it reads a whole blob
 
     async def find(self, name: str) -> Variant:

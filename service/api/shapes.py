@@ -157,6 +157,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+class Lenient(BaseModel):
+    """A request in the words of others: unknown fields are ignored, as their servers do."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
 class Shape(BaseModel):
     """An answer."""
 

@@ -87,6 +87,7 @@ class Lineage:
     duration_seconds: float | None = None
     lossy_source: bool = False
     search: SearchReport | None = None  # how the mix of a budget run was found
+    job_id: str | None = None  # what made it
 
 
 @dataclass(frozen=True, slots=True)

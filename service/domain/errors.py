@@ -4,11 +4,11 @@
     ├── InternalError             our own mistake
     ├── InvalidRequest            the caller can mend the request
     │   ├── MalformedBody, InvalidParameter (InvalidGrammar), InvalidName, UnknownQuantization
-    │   ├── PromptTooLong, NoChatTemplate, TemplateFailed, NotSupported
+    │   ├── PromptTooLong, NoChatTemplate, TemplateFailed, NotSupported, PreviousResponseNotFound
     │   └── LossySource, ImportanceMatrixRequired, QuantizationNotApplicable, LabelMismatch
     ├── Unauthorized, Forbidden
     ├── NotFound                  ModelNotFound, BlobNotFound, JobNotFound, RouteNotFound
-    │                             DatasetNotFound, ImportanceMatrixNotFound
+    │                             DatasetNotFound, ImportanceMatrixNotFound, ResponseNotFound
     ├── Conflict                  NameTaken, BlobCorrupt, JobFinished
     ├── TooLarge                  body or upload over its limit
     ├── UnsupportedMediaType      a body that is not JSON
@@ -114,6 +114,12 @@ class NotSupported(InvalidRequest):
     code = "not_supported"
 
 
+class PreviousResponseNotFound(InvalidRequest):
+    """The response that a request goes on from is not kept, or no longer."""
+
+    code = "previous_response_not_found"
+
+
 class LossySource(InvalidRequest):
     """The source has already lost precision and `allow_requantize` was not given."""
 
@@ -178,6 +184,12 @@ class JobNotFound(NotFound):
     """No job with that id."""
 
     code = "job_not_found"
+
+
+class ResponseNotFound(NotFound):
+    """No response with that id is kept, or no longer."""
+
+    code = "response_not_found"
 
 
 class DatasetNotFound(NotFound):

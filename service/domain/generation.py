@@ -214,6 +214,7 @@ class TokenChance:
 
     token: bytes
     logprob: float
+    id: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,7 @@ class TokenLogprob:
     token: bytes
     logprob: float
     top: tuple[TokenChance, ...] = ()
+    id: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,13 +289,15 @@ class EmbeddingRequest:
     """Texts, or their token ids, to turn into vectors.
 
     `dimensions` keeps that many of the first numbers of each, then `normalize` scales it to length 1. A text longer
-    than the context is cut with `truncate`, else refused. Token ids are taken as they are: none is added.
+    than the context is cut with `truncate`, else refused. Token ids are taken as they are: none is added. With `query`
+    the inputs are documents to be ranked by a reranker, and the one number of each is how well it fits.
     """
 
     inputs: tuple[str | tuple[int, ...], ...]
     normalize: bool = True
     dimensions: int | None = None
     truncate: bool = True
+    query: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

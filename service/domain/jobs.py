@@ -9,6 +9,7 @@ from service.domain.catalog import FileFacts, LevelPlan
 from service.domain.datasets import DatasetRef
 from service.domain.evaluation import Target
 from service.domain.recipes import STOCK, Recipe
+from service.domain.steps_back import Bound
 
 
 class JobKind(StrEnum):
@@ -87,11 +88,20 @@ class CalibrateOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class StepsBack:
+    """How far down the levels go: to the first that breaks `bound`. `keep` is "last" (of those within it) or "all"."""
+
+    bound: Bound
+    keep: str = "last"
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizeSpec:
     """Make `levels` of the variant with blob `source_digest`, in the order given.
 
     `recipe` holds the options that all levels share. With `calibrate` an importance matrix is computed first, unless an
-    equal one is stored, and used for all of them. `flavour` None: the source's own.
+    equal one is stored, and used for all of them. `flavour` None: the source's own. With `until` the levels are made
+    from the largest down, and `evaluate` has a text; no levels: those of the ladder that apply.
     """
 
     source_name: str
@@ -102,6 +112,7 @@ class QuantizeSpec:
     calibrate: CalibrateOptions | None = None
     evaluate: EvaluateOptions | None = None
     flavour: str | None = None
+    until: StepsBack | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +141,7 @@ class EvaluateSpec:
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """How a mix is searched. `types` are the ggml types that may be used; empty: those of the k-quants and Q8_0.
+    """How a mix is searched. `types` are the ggml types that may be used; empty: the k-quants', IQ4_XS, Q8_0.
 
     `guide` "measured" measures every tensor at every type, "estimated" some of them, "auto" as `max_seconds` allows.
     """

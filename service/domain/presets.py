@@ -15,8 +15,8 @@ Parameter = bool | int | float | str | list[str]
 class Preset:
     """What is said before every conversation, and how it is sampled where a request does not say.
 
-    `template` is a chat template in Jinja, in the place of the model's own. `parameters` have Ollama's names. `parent` is
-    the name that it was made from. `owned` are the ids of variants that came with it, and go with it.
+    `template` is a chat template in Jinja, in the place of the model's own. `parameters` have Ollama's names. `parent`
+    is the name that it was made from. `owned` are the ids of variants that came with it, and go with it.
     """
 
     system: str | None = None

@@ -189,8 +189,8 @@ class Choice:
     def _logprob(self, model: Model, raw: NDArray[np.float32], token: int) -> TokenLogprob:
         logprob, top = token_logprob(raw, token, self.request.logprobs or 0)
         logprob = dict(top).get(token, logprob)  # to the last bit the same number, for clients that compare
-        chances = tuple(TokenChance(model.piece(other, special=True), value) for other, value in top)
-        return TokenLogprob(model.piece(token, special=True), logprob, chances)
+        chances = tuple(TokenChance(model.piece(other, special=True), value, other) for other, value in top)
+        return TokenLogprob(model.piece(token, special=True), logprob, chances, token)
 
 
 def make_choices(

@@ -6,21 +6,31 @@ pieces where the model allows it. Its context is made for the first request, so 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain.errors import InternalError, InvalidParameter, PromptTooLong, QuantryError
+from service.domain.errors import InternalError, InvalidParameter, NotSupported, PromptTooLong, QuantryError
 from service.domain.generation import EmbeddingRequest, Embeddings, Failed
-from service.llama.embedding import EmbeddingContext, check_embeds, embedding_size
+from service.llama.embedding import (
+    EmbeddingContext,
+    check_embeds,
+    embedding_size,
+    rank_separators,
+    rank_template,
+    ranks,
+)
 from service.llama.model import Model
 
 # llama.cpp computes the logits of every token of an embedding batch: a batch that holds more bytes of them than this
 # costs memory and wins no time.
 _LOGIT_BYTES = 32 << 20
 _LEAST_BATCH_TOKENS = 64
+
+_RANK_FIELDS = re.compile(r"(\{query\}|\{document\})")
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +76,7 @@ class Embedder:
         self._threads = threads
         self._flash_attention = flash_attention
         self._size = embedding_size(model)
+        self._ranks = ranks(model)
         self._context: EmbeddingContext | None = None
         self._free_sequences: list[int] = []
         self._requests: deque[_Request] = deque()  # with texts to begin; the first one's turn is next
@@ -90,7 +101,7 @@ class Embedder:
         Raises PromptTooLong for a text over the context unless the request truncates, InvalidParameter for an empty
         text, for ids outside the vocabulary and for too many dimensions, NotSupported for models without embeddings.
         """
-        check_embeds(self._model)
+        self._check(request)
         if request.dimensions is not None and not 1 <= request.dimensions <= self._size:
             raise InvalidParameter(
                 f"The vectors of this model have {self._size} dimensions; ask for at most that many.",
@@ -100,6 +111,16 @@ class Embedder:
             raise InvalidParameter("There is no text to embed; send at least one.", param="input")
         fitting = [self._fitting(tokens, request.truncate) for tokens in texts]
         self._requests.append(_Request(request_id, fitting, request.dimensions, request.normalize))
+
+    def _check(self, request: EmbeddingRequest) -> None:
+        check_embeds(self._model)
+        if self._ranks and request.query is None:
+            raise NotSupported(
+                "This model ranks pairs of texts and gives no embeddings; use another one, or POST /v1/rerank.",
+                param="model",
+            )
+        if not self._ranks and request.query is not None:
+            raise NotSupported("This model does not rank texts; use a reranker.", param="model")
 
     def cancel(self, request_id: int) -> None:
         """Forget a request and free its cells; no event follows. Unknown ids are ignored: it may just have ended."""
@@ -269,10 +290,35 @@ class Embedder:
 
 def token_lists(request: EmbeddingRequest, model: Model) -> list[list[int]]:
     """The inputs of a request as token ids, texts with the tokens that the model wants around them. Any thread."""
+    if request.query is not None:
+        return _pairs(request.query, request, model)
     return [
         model.tokenize(text, add_special=True, parse_special=False) if isinstance(text, str) else list(text)
         for text in request.inputs
     ]
+
+
+def _pairs(query: str, request: EmbeddingRequest, model: Model) -> list[list[int]]:
+    """Query and document together, for each document; as llama-server puts them together."""
+    documents = [text for text in request.inputs if isinstance(text, str)]
+    template = rank_template(model)
+    if template is None:
+        begin, between, behind = rank_separators(model)
+        asked = model.tokenize(query, add_special=False, parse_special=False)
+        return [
+            begin + asked + between + model.tokenize(text, add_special=False, parse_special=False) + behind
+            for text in documents
+        ]
+    # The marks of the template are special tokens, and texts are never to become any.
+    pieces = _RANK_FIELDS.split(template)
+    found = []
+    for text in documents:
+        tokens: list[int] = []
+        for piece in pieces:
+            words = {"{query}": query, "{document}": text}.get(piece)
+            tokens += model.tokenize(piece if words is None else words, add_special=False, parse_special=words is None)
+        found.append(tokens)
+    return found
 
 
 def _shaped(vector: NDArray[np.float32], request: _Request) -> NDArray[np.float32]:

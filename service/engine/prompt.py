@@ -34,7 +34,8 @@ _OTHER_TEMPLATES = 8  # that requests brought along, kept compiled
 class Prompt:
     """A request's tokens, and how the text that follows them is to be read.
 
-    `calls` None: no tool may be called; `thinking` None: the model marks none. `opens_thought`: the prompt ends with the beginning of the thinking.
+    `calls` None: no tool may be called; `thinking` None: the model marks none. `opens_thought`: the prompt ends with
+    the beginning of the thinking.
     """
 
     tokens: list[int]

@@ -24,8 +24,9 @@ class Reader:
         self._grammars = grammars
         self._control: dict[str, tuple[int, bytes]] = {}  # tokens which have no text of their own
         self._special: dict[str, int] = {}  # tokens that llguidance knows by their ids only
-        formats = (GENERIC, *(calls for _, _, calls in CALL_FORMATS), *THINKING)
-        for marker in dict.fromkeys(marker for each in formats for marker in each.markers):
+        markers = [marker for calls in (GENERIC, *(known for _, _, known in CALL_FORMATS)) for marker in calls.markers]
+        markers += [marker for thinking in THINKING for marker in thinking.markers]
+        for marker in dict.fromkeys(markers):
             tokens = model.tokenize(marker, add_special=False, parse_special=True)
             if len(tokens) != 1 or not renderer.is_special(marker):
                 continue

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from service.domain.steps_back import judge
 from service.gguf.files import read_header
 from service.jobs.limits import lift_file_limit, limit_file_size
 from service.jobs.messages import (
@@ -38,12 +39,15 @@ Progress = Callable[[float, str], None]
 
 
 def work(task: LaboratoryTask, outbox: Outbox) -> None:
-    """Do the steps and send what each leaves. Raises what they raise."""
+    """Do the steps and send what each leaves, up to one that breaks its bound. Raises what they raise."""
     laboratory = _Laboratory(task)
     for number, step in enumerate(task.steps):
         outbox.progress(number, 0.0)
-        outbox.send(laboratory.carry_out(number, step, _line(outbox, number)))
+        outcome = laboratory.carry_out(number, step, _line(outbox, number))
+        outbox.send(outcome)
         laboratory.tidy_up(number)
+        if _is_the_end(step, outcome):
+            return
 
 
 def _line(outbox: Outbox, number: int) -> Progress:
@@ -128,6 +132,16 @@ class _Laboratory:
 
 def _silent(_share: float, _detail: str) -> None:
     pass
+
+
+def _is_the_end(step: Step, outcome: Outcome) -> bool:
+    """Whether what was measured breaks the bound that was set to it."""
+    return (
+        isinstance(step, EvaluateStep)
+        and isinstance(outcome, Evaluated)
+        and step.bound is not None
+        and not judge(step.bound, outcome.card).within
+    )
 
 
 def _reads(step: Step) -> tuple[str | None, ...]:

@@ -13,6 +13,7 @@ from service.domain.evaluation import Card, SearchReport, Target
 from service.domain.importance import ImportanceFacts
 from service.domain.jobs import MadeFile
 from service.domain.recipes import Recipe
+from service.domain.steps_back import Bound
 
 
 class ImportTask(msgspec.Struct, frozen=True, tag="import"):
@@ -80,7 +81,8 @@ class TaskFile(msgspec.Struct, frozen=True):
 
 class EvaluateStep(msgspec.Struct, frozen=True, tag="evaluate"):
     """Measure the file `path`. `base` is the path of its source, None for the source itself; `logits` the path where
-    the source's log-probabilities are, or will be put. Without `text`, neither is looked at.
+    the source's log-probabilities are, or will be put. Without `text`, neither is looked at. A file that breaks
+    `bound` is the last thing that the task does.
     """
 
     path: str
@@ -91,6 +93,7 @@ class EvaluateStep(msgspec.Struct, frozen=True, tag="evaluate"):
     logits: str
     tasks: tuple[TaskFile, ...]
     speed: bool
+    bound: Bound | None = None
 
 
 class SearchStep(msgspec.Struct, frozen=True, tag="search"):

@@ -18,10 +18,15 @@ class Meter:
     """The steps of one run of a job, each with a weight in bytes. Progress never goes back."""
 
     def __init__(self, steps: Sequence[Step], weights: Sequence[int]) -> None:
-        """`weights[i]` is the work of `steps[i]`, in bytes to write; a step that is done counts as done."""
+        """`weights[i]` is the work of `steps[i]`, in bytes to write. A step that is done counts as done, one that is
+        cancelled as none.
+        """
         assert len(steps) == len(weights)
         self._steps = list(steps)
-        self._weights = [max(1, weight) for weight in weights]
+        self._weights = [
+            0 if step.status is JobStatus.CANCELLED else max(1, weight)
+            for step, weight in zip(steps, weights, strict=True)
+        ]
         self._progress = 0.0
         # What an earlier run has done takes no time in this one.
         self._before = self._share()
@@ -49,8 +54,18 @@ class Meter:
         """Step number `step` is done, and so is everything before it."""
         for index in range(step + 1):
             now = self._steps[index]
-            if now.status is not JobStatus.SUCCEEDED:
-                self._steps[index] = replace(now, status=JobStatus.SUCCEEDED, progress=1.0, detail=detail)
+            if now.status in (JobStatus.QUEUED, JobStatus.RUNNING):
+                told = detail if index == step else None
+                self._steps[index] = replace(now, status=JobStatus.SUCCEEDED, progress=1.0, detail=told)
+        self._progress = max(self._progress, self._share())
+
+    def remark(self, step: int, detail: str, *, left_out: bool = False) -> None:
+        """Say something of step number `step`. One that is left out will not be done, and is no work any more."""
+        now = self._steps[step]
+        if left_out:
+            self._weights[step] = 0
+            now = replace(now, status=JobStatus.CANCELLED, progress=0.0)
+        self._steps[step] = replace(now, detail=detail)
         self._progress = max(self._progress, self._share())
 
     def end(self, status: JobStatus) -> None:
@@ -72,4 +87,4 @@ class Meter:
 
     def _share(self) -> float:
         done = sum(weight * step.progress for weight, step in zip(self._weights, self._steps, strict=True))
-        return min(1.0, done / sum(self._weights))
+        return min(1.0, done / max(1, sum(self._weights)))

@@ -34,7 +34,7 @@ from service.domain.jobs import (
     QuantizeSpec,
     RebuildSpec,
 )
-from service.domain.recipes import Recipe
+from service.domain.recipes import Recipe, check
 from service.jobs.admission import has_importance, is_stock, recipe_of
 from service.jobs.assignments.bench import Bench
 from service.jobs.assignments.imports import discard_refused_upload
@@ -159,11 +159,11 @@ class JobRunner:
         """What each recipe would make of `source`, in their order; in a child, within `plan_seconds`.
 
         `has_importance`: an importance matrix will be there, also where a recipe does not name it yet. A level that
-        cannot be made has the reason in `error`. Raises InvalidParameter for options that no level can have (a pattern
-        that matches nothing), BlobCorrupt, DeadlineExceeded, ShuttingDown.
+        cannot be made, or an option that means nothing for this file, has the reason in `error`. Raises
+        InvalidParameter for options that no file could have, BlobCorrupt, DeadlineExceeded, JobChildDied, ShuttingDown.
         """
         self._check_open()
-        return await self._planner.plan(source, recipes, has_importance=has_importance)
+        return await self._planner.plan(source, [check(recipe) for recipe in recipes], has_importance=has_importance)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel: at once when queued, else once its child is gone. Files that are finished stay.

@@ -28,9 +28,10 @@ from service.quantization.choices import Choices, find_choices, mix_recipe
 from service.quantization.importance import check_belongs, weights
 from service.quantization.importance_files import read_importance
 from service.quantization.known import Known
+from service.quantization.losses import Meter
 from service.quantization.patches import Patches
 from service.quantization.quantize import TensorProgress, quantize
-from service.quantization.search import Budget, Found, Search, budget
+from service.quantization.search import Found, Search, budget
 from service.quantization.sensitivity import Bench
 from service.quantization.type_speeds import tensor_seconds, type_seconds
 from service.quantization.windows import read_text
@@ -77,8 +78,10 @@ class _Run:
         self._progress(0.0, "what each tensor may be")
         choices = find_choices(self._source, self._header, step.recipe, step.types, frozenset(self._importance or ()))
         target = budget(step.target, choices)
-        bench, engine = self._prepared(choices, target)
-        engine.learn(read_text(Path(step.text.path)), chunks=step.text.chunks, how=step.guide)
+        seconds = None if target.seconds is None else self._speeds(choices)
+        bench, meter = self._prepared(choices, after=_COPY_SHARE + _SPEED_SHARE * (seconds is not None))
+        losses = meter.learn(read_text(Path(step.text.path)), chunks=step.text.chunks, how=step.guide)
+        engine = Search(meter, choices, losses, seconds=seconds)
         attempt = 0
         while True:
             found = engine.choose(target)
@@ -106,28 +109,24 @@ class _Run:
             made.unlink(missing_ok=True)
             raise
 
-    def _prepared(self, choices: Choices, target: Budget) -> tuple[Bench, Search]:
-        step, done = self._step, _COPY_SHARE
-        seconds = None
-        if target.seconds is not None:
-            seconds = self._speeds(choices)
-            done += _SPEED_SHARE
+    def _prepared(self, choices: Choices, *, after: float) -> tuple[Bench, Meter]:
+        """What to measure with. `after` is the share of the progress that lies behind."""
+        step = self._step
         copy, copy_header = self._measurable(Path(f"{step.made}.f16"))
         patches = Patches(copy, copy_header, self._importance, threads=self._threads)
         self._stack.callback(patches.close)
         bench = Bench(copy, copy_header, patches, window=step.text.window, threads=self._threads)
         self._stack.callback(bench.close)
-        engine = Search(
+        meter = Meter(
             bench,
             patches,
             choices,
             self._stack.enter_context(Known(Path(step.known))),
-            seconds=seconds,
             started=self._started,
             max_seconds=step.max_seconds,
-            report=lambda share, detail: self._progress(done + (_SEARCH_SHARE - done) * share, detail),
+            report=lambda share, detail: self._progress(after + (_SEARCH_SHARE - after) * share, detail),
         )
-        return bench, engine
+        return bench, meter
 
     def _speeds(self, choices: Choices) -> dict[str, dict[str, float]]:
         measured = type_seconds(

@@ -24,16 +24,38 @@ _VALUE_BYTES = 256  # of one metadata value; longer ones are no numbers and no n
 
 
 def embedding_size(model: Model) -> int:
-    """Numbers in one vector."""
+    """Numbers in one vector; for a reranker, in one verdict, of which the first is the rank."""
+    if ranks(model):
+        return int(native.llama_model_n_cls_out(model.handle))
     return int(native.llama_model_n_embd_out(model.handle))
 
 
+def ranks(model: Model) -> bool:
+    """True for rerankers: they say how well two texts fit together."""
+    return bool(_stated_pooling(model) == native.LLAMA_POOLING_TYPE_RANK)
+
+
+def rank_template(model: Model) -> str | None:
+    """How a reranker wants its pair, with `{query}` and `{document}` in it; None where its file does not say."""
+    value = native.llama_model_chat_template(model.handle, b"rerank")
+    return value.decode("utf-8", "replace") if value else None
+
+
+def rank_separators(model: Model) -> tuple[list[int], list[int], list[int]]:
+    """Tokens before the query, between query and document, and behind it, where there is no template."""
+    vocab = model.vocab
+    eos = int(native.llama_vocab_eos(vocab))
+    end = eos if eos >= 0 else int(native.llama_vocab_sep(vocab))
+    begin = [model.bos_token] if model.adds_bos else []
+    behind = [end] if native.llama_vocab_get_add_eos(vocab) else []
+    separator = [int(native.llama_vocab_sep(vocab))] if native.llama_vocab_get_add_sep(vocab) else []
+    return begin, behind + separator, behind
+
+
 def check_embeds(model: Model) -> None:
-    """Raise NotSupported for models whose outputs are no embeddings: rerankers, and encoders with a decoder."""
+    """Raise NotSupported for models whose outputs are no vectors and no ranks: encoders with a decoder."""
     if model.has_encoder and model.has_decoder:
         raise NotSupported("This model translates one text into another and gives no embeddings.", param="model")
-    if _stated_pooling(model) == native.LLAMA_POOLING_TYPE_RANK:
-        raise NotSupported("This model ranks pairs of texts and gives no embeddings; use another one.", param="model")
 
 
 def generates(context: Context) -> bool:

@@ -19,15 +19,16 @@ from service.domain.recipes import Recipe, TypeOverride
 from service.gguf.header import DEFAULT_ALIGNMENT, Header, padded, tensor_bytes, weights
 from service.quantization.plan import plan_recipe
 
-K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-"""What a mix is made of when nothing else is asked for."""
+LONG_BLOCKS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+"""What a mix is made of when nothing else is asked for: k-quants, and between two of them what is as fast on CPUs."""
 SHORT_BLOCKS = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-"""What takes the place of k-quants where rows do not fill their blocks of 256."""
+"""What takes their place where rows do not fill their blocks of 256."""
 
 # Types that llama.cpp refuses, or aborts on, for a tensor without importance.
 _NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
 _BLOCK_WEIGHTS = {ggml.name: ggml.block_weights for ggml in GGML_TYPES.values()}
 _PROBES = ("Q8_0", "Q4_0")  # a tensor that is the same in both is no matrix, or pinned
+_FAIR_SHARE = 0.05  # of the weights, for a mix to bear a type's name
 _SPECIAL = frozenset({"Q2_K_S"})  # asks for importance for types that elsewhere need none
 
 
@@ -66,7 +67,7 @@ def find_choices(
             param="recipe.prune_layers",
         )
     asked = tuple(dict.fromkeys(types))
-    wanted = asked or K_QUANTS + SHORT_BLOCKS
+    wanted = asked or LONG_BLOCKS + SHORT_BLOCKS
     plans = {
         kind: _uniform(source, header, recipe, kind, has_importance=bool(importance))
         for kind in dict.fromkeys(wanted + _PROBES)
@@ -90,7 +91,7 @@ def find_choices(
             and not (kind in _NEED_IMPORTANCE and tensor.name not in importance)
         ]
         if not asked and any(_BLOCK_WEIGHTS[kind] == 256 for kind in fitting):
-            fitting = [kind for kind in fitting if kind in K_QUANTS]
+            fitting = [kind for kind in fitting if kind in LONG_BLOCKS]
         # Where none fits there is still what llama.cpp falls back to.
         fitting = fitting or [types_of[kind][tensor.name] for kind in made]
         found = {kind: _bytes(tensor, kind) for kind in fitting}
@@ -123,8 +124,8 @@ def mix_recipe(
 ) -> tuple[Recipe, LevelPlan]:
     """The recipe that gives each tensor its type, at the level whose name fits best, and its plan.
 
-    The level is the one of the type of most weights whose stock size is nearest. Raises QuantizationNotApplicable
-    when llama.cpp would make something else.
+    The level is the one with the nearest stock size among those made of a type that enough weights have. Raises
+    QuantizationNotApplicable when llama.cpp would make something else.
     """
     patterns = tuple(TypeOverride(f"^{_literal(name)}$", kind) for name, kind in sorted(types.items()))
     mixed = replace(recipe, pure=False, overrides=recipe.overrides + patterns)
@@ -132,20 +133,18 @@ def mix_recipe(
     counts = Counter[str]()
     for name, kind in types.items():
         counts[kind] += weights(choices.shapes[name])
-    refusal = "There is no level to file this mix under."
-    for kind, _ in counts.most_common():
-        stock: list[tuple[int, str]] = []
-        for label in _labels(kind):
-            plan, _types = plan_recipe(
-                source, header, Recipe(label, allow_requantize=True), has_importance=has_importance
-            )
+    stock: list[tuple[int, str]] = []
+    for kind, count in counts.items():
+        for label in _labels(kind) if count >= _FAIR_SHARE * counts.total() else ():
+            plan, _ = plan_recipe(source, header, Recipe(label, allow_requantize=True), has_importance=has_importance)
             stock.append((abs(plan.size_bytes - wanted) if plan.error is None else wanted, label))
-        for _, label in sorted(stock):
-            plan, planned = plan_recipe(source, header, mixed.at(label), has_importance=has_importance)
-            if plan.error is not None:
-                refusal = plan.error
-            elif all(planned[name] == wish for name, wish in types.items()) and plan.size_bytes == wanted:
-                return mixed.at(label), plan
+    refusal = "There is no level to file this mix under."
+    for _, label in sorted(stock):
+        plan, planned = plan_recipe(source, header, mixed.at(label), has_importance=has_importance)
+        if plan.error is not None:
+            refusal = plan.error
+        elif plan.size_bytes == wanted and all(planned[name] == wish for name, wish in types.items()):
+            return mixed.at(label), plan
     raise QuantizationNotApplicable(refusal, param="target")
 
 

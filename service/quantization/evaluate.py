@@ -22,7 +22,9 @@ from service.quantization.compact import compact_width
 from service.quantization.scoring import RowScorer, Scores
 from service.quantization.windows import Text, Windows
 
-_BATCH_TOKENS = 512  # more in one decode is not faster, and their logits would have to be kept
+# Two windows of 512 share a micro-batch, each looking back on less: a few percent faster than one, as fast as four.
+_BATCH_TOKENS = 1024
+_LOGITS_BYTES = 256 * 1024 * 1024
 _RETRY_SECONDS = 0.5
 
 Progress = Callable[[int, int], None]
@@ -35,7 +37,8 @@ class Evaluator:
     def __init__(self, model: Model, *, window: int, threads: int, flash_attention: bool = True) -> None:
         """Reserve cells and buffers. Raises what `WindowContext` raises."""
         self._first = window // 2
-        sequences = max(1, _BATCH_TOKENS // window)
+        most = _LOGITS_BYTES // (4 * (window - self._first) * model.vocabulary_size)
+        sequences = max(1, min(_BATCH_TOKENS // window, most))
         self._context = WindowContext(
             model,
             window=window,

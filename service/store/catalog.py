@@ -226,7 +226,7 @@ class Catalog:
         with write(self._engine) as connection:
             if connection.execute(select(blobs.c.digest).where(blobs.c.digest == digest, _IN_USE)).first() is not None:
                 raise Conflict(
-                    "This blob is in use; delete the model, the dataset or the importance matrix that is made of it instead.",
+                    "This blob is in use; delete the model, the dataset or the importance matrix made of it instead.",
                     param="digest",
                 )
             return connection.execute(delete(blobs).where(blobs.c.digest == digest)).rowcount > 0

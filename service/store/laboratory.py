@@ -24,6 +24,7 @@ from service.store.tables import blobs, datasets, evaluations, importance_matric
 
 _DATASET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _CARDS_KEPT = 50  # evaluations of one variant
+_FEW = 500  # ids in one query
 
 _DATASET = (
     select(
@@ -225,7 +226,7 @@ class Laboratory:
         """The newest figures of each variant, put together from all its runs; none for a variant never measured."""
         wanted = set(variant_ids)
         query = select(evaluations.c.variant_id, evaluations.c.card).order_by(evaluations.c.id.desc())
-        if len(wanted) == 1:
+        if len(wanted) <= _FEW:
             query = query.where(evaluations.c.variant_id.in_(wanted))
         runs: dict[int, list[Card]] = {}
         with read(self._engine) as connection:
@@ -239,6 +240,14 @@ class Laboratory:
         query = select(evaluations.c.card).where(evaluations.c.variant_id == variant_id)
         with read(self._engine) as connection:
             return [from_json(card, Card) for card in connection.scalars(query.order_by(evaluations.c.id.desc()))]
+
+    def card_under(self, variant_id: int, conditions: str) -> Card | None:
+        """What the newest run under these conditions measured on the variant."""
+        mine = (evaluations.c.variant_id == variant_id, evaluations.c.conditions == conditions)
+        query = select(evaluations.c.card).where(*mine).order_by(evaluations.c.id.desc()).limit(1)
+        with read(self._engine) as connection:
+            card = connection.scalar(query)
+        return None if card is None else from_json(card, Card)
 
     def measured_under(self, conditions: str) -> frozenset[int]:
         """The variants that have been measured under these conditions."""

@@ -57,6 +57,13 @@ class Presets:
             row = {"model_id": model_id, "word_folded": preset_word(ref), "variant_id": variant.id}
             connection.execute(insert(presets), {**row, "preset": to_json(preset), "created_at": now()})
 
+    def all(self) -> dict[tuple[str, str], Preset]:
+        """Every preset, by the model's folded name and the tag in lower case."""
+        query = select(models.c.folded, presets.c.word_folded, presets.c.preset)
+        with read(self._engine) as connection:
+            rows = connection.execute(query.join(models, models.c.id == presets.c.model_id)).all()
+        return {(folded, word): from_json(preset, Preset) for folded, word, preset in rows}
+
     def of_model(self, ref: ModelRef) -> dict[str, Preset]:
         """All presets of a model, by the tag in lower case."""
         query = select(presets.c.word_folded, presets.c.preset).join(models, models.c.id == presets.c.model_id)

@@ -9,6 +9,7 @@ from service.domain.errors import LoadFailed
 from service.domain.generation import EmbeddingRequest, Failed, Finished, GenerationRequest, SamplingParams
 from service.engine.embeddings import Embedder
 from service.engine.engine import Engine
+from service.llama.embedding import ranks
 from service.llama.model import Model
 
 _PROMPT_TOKENS = 48  # more than llama.cpp's thresholds between its kernels for one token and for many
@@ -41,8 +42,9 @@ def run_canary(model: Model, engine: Engine, batch_tokens: int) -> float:
 
 
 def run_embedding_canary(model: Model, embedder: Embedder) -> None:
-    """The same for a model that only embeds."""
-    embedder.submit(_ID, [_tokens(model, embedder.context_length)], EmbeddingRequest(inputs=("",)))
+    """The same for a model that only embeds, or ranks."""
+    request = EmbeddingRequest(inputs=("",), query="" if ranks(model) else None)
+    embedder.submit(_ID, [_tokens(model, embedder.context_length)], request)
     while not embedder.is_idle:
         for _, event in embedder.step():
             if isinstance(event, Failed):

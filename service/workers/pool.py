@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 import structlog
 
@@ -50,7 +50,19 @@ from service.workers.placing import (
     wish_for,
     without_flash_attention,
 )
-from service.workers.questions import Answer, Question
+from service.workers.questions import (
+    Answer,
+    Describe,
+    Description,
+    Detokenize,
+    Infill,
+    Question,
+    Render,
+    Rendered,
+    Text,
+    Tokenize,
+    Tokens,
+)
 from service.workers.slots import DEATHS_TO_QUARANTINE, Slot, WorkerStatus
 from service.workers.stream import Stream
 from service.workers.supervisor import Worker, WorkerOptions, WorkerState
@@ -171,6 +183,18 @@ class Pool:
         worker = await self._ready_worker(slot)
         slot.last_used = time.monotonic()
         return await worker.embed(request)
+
+    @overload
+    async def ask(self, variant: Variant, question: Tokenize | Infill) -> Tokens: ...
+
+    @overload
+    async def ask(self, variant: Variant, question: Detokenize) -> Text: ...
+
+    @overload
+    async def ask(self, variant: Variant, question: Render) -> Rendered: ...
+
+    @overload
+    async def ask(self, variant: Variant, question: Describe) -> Description: ...
 
     async def ask(self, variant: Variant, question: Question) -> Answer:
         """What the variant's worker says about words and tokens, loading the variant first where needed.

@@ -133,6 +133,7 @@ class Events(msgspec.Struct, tag="events", frozen=True):
     its end.
 
     `logprobs` lists the tokens drawn, for requests that asked; they belong before the texts of the same frame.
+    `started` has the length of a request's prompt, in tokens, in the first frame with anything of it.
     """
 
     texts: list[tuple[int, int, str]] = []
@@ -141,6 +142,7 @@ class Events(msgspec.Struct, tag="events", frozen=True):
     logprobs: list[tuple[int, int, tuple[TokenLogprob, ...]]] = []
     thoughts: list[tuple[int, int, str]] = []
     calls: list[tuple[int, ToolCallDelta]] = []
+    started: list[tuple[int, int]] = []
 
 
 class Embedded(msgspec.Struct, tag="embedded", frozen=True):

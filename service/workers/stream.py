@@ -41,6 +41,7 @@ class Stream:
         self._on_resume = on_resume
         self._limit = max_buffered_characters
         self._pause_limit = max_buffered_characters if pause_characters is None else pause_characters
+        self.prompt_tokens = 0  # 0 until the first event
         self._open = set(range(choices))  # choices that have not ended
         self._unread: list[GenerationEvent] = []
         self._ready: deque[GenerationEvent] = deque()  # taken from the unread and joined

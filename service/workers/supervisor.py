@@ -358,6 +358,9 @@ class Worker:
                 return
 
     def _deliver(self, events: Events) -> None:
+        for request_id, prompt_tokens in events.started:
+            if request_id in self._streams:
+                self._streams[request_id][0].prompt_tokens = prompt_tokens
         # Streams join what is put in before their reader wakes: a token's logprobs and its text become one event.
         for request_id, choice, logprobs in events.logprobs:
             if request_id in self._streams:

@@ -79,6 +79,7 @@ class Worker:
         self._preparing: dict[int, bool] = {}  # request id -> cancelled meanwhile
         self._preparing_lock = threading.Lock()
         self._pause_first: set[int] = set()  # paused before the engine had them
+        self._unannounced: dict[int, int] = {}  # tokens of prompts that no frame has told of
 
     def run(self) -> int:
         """Load, report, serve until told to close or until the server is gone; the exit status."""
@@ -163,6 +164,7 @@ class Worker:
                     if command.id in self._preparing:
                         self._preparing[command.id] = True
                 self._pause_first.discard(command.id)
+                self._unannounced.pop(command.id, None)
                 self._embedder.cancel(command.id)
                 if self._engine is not None:
                     self._engine.cancel(command.id)
@@ -214,6 +216,7 @@ class Worker:
                     prepared.reading,
                     prepared.call_constraint,
                 )
+                self._unannounced[message.id] = len(prepared.tokens)
                 if message.id in self._pause_first:
                     self._pause_first.discard(message.id)
                     self._engine.pause(message.id)
@@ -242,7 +245,10 @@ class Worker:
         logprobs: list[tuple[int, int, tuple[TokenLogprob, ...]]] = []
         thoughts: list[tuple[int, int, str]] = []
         calls: list[tuple[int, ToolCallDelta]] = []
+        started: list[tuple[int, int]] = []
         for request_id, event in events:
+            if request_id in self._unannounced:
+                started.append((request_id, self._unannounced.pop(request_id)))
             if isinstance(event, Token):
                 if event.text:
                     texts.append((request_id, event.choice, event.text))
@@ -256,7 +262,7 @@ class Worker:
                 calls.append((request_id, event))
             else:
                 failed.append((request_id, event))
-        self._outgoing.put(Events(texts, finished, failed, logprobs, thoughts, calls))
+        self._outgoing.put(Events(texts, finished, failed, logprobs, thoughts, calls, started))
 
     def _publish_embeddings(self) -> None:
         for request_id, outcome in self._embedder.step():

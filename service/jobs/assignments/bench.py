@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,7 +28,8 @@ def _no_plan(_digest: str, _recipe: Recipe, _has_importance: bool) -> LevelPlan 
 
 @dataclass(slots=True)
 class Bench:
-    """Where one run of one job works. `done` is what earlier runs of the job have reported.
+    """Where one run of one job works. `done` is what earlier runs of the job have reported, `said` what they said of
+    its steps, by name.
 
     `plan_of` finds the plan of a recipe for a file, if someone has made it; `derived` collects the derived files that
     the run names.
@@ -37,6 +38,7 @@ class Bench:
     stores: Stores
     job_id: str = "new"
     done: tuple[str, ...] = ()
+    said: Mapping[str, str] = field(default_factory=dict)
     threads: int = 0
     niceness: int = 19
     plan_of: PlanOf = _no_plan
@@ -74,6 +76,15 @@ class Bench:
             self.stores.catalog.mark_corrupt(digest, False)
 
 
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something to say of a job's step, by its number. One that is `left_out` will not be done."""
+
+    step: int
+    detail: str
+    left_out: bool = False
+
+
 class Assignment(Protocol):
     """One run of one job. `task` None: nothing is left to do."""
 
@@ -84,8 +95,20 @@ class Assignment(Protocol):
     def step_of(self, number: int) -> int:
         """The job's step for the child's step `number`."""
 
-    def accept(self, outcome: Outcome) -> None:
-        """Take in what a step of the child has left: commit files, enter them in the catalogue, keep figures."""
+    def accept(self, outcome: Outcome) -> str | None:
+        """Take in what a step of the child has left: commit files, enter them in the catalogue, keep figures.
+
+        What there is to say of the step.
+        """
+
+    def remarks(self) -> Sequence[Remark]:
+        """What there is to say of other steps since it was asked last."""
+
+    def conclude(self) -> None:
+        """All that was to do is done. Raises why the job has failed all the same."""
+
+    def settle(self) -> None:
+        """The job ends, well or not: remove what it is not to leave in the catalogue."""
 
     def result(self) -> tuple[str, ...]:
         """What has been made or found so far: canonical names, or digests of importance matrices."""
@@ -93,22 +116,25 @@ class Assignment(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One step of a laboratory job. `task` None: it is done already, as `detail` says.
+    """One step of a laboratory job. `task` None: it is done already, or left out, as `detail` says.
 
-    `weight` is its work in bytes to write, or what takes as long.
+    `weight` is its work in bytes to write, or what takes as long. `land` may have something to say of the step.
     """
 
     name: str
     weight: int
     task: TaskStep | None
-    land: Callable[[Outcome], None]
+    land: Callable[[Outcome], str | None]
     detail: str = "already there"
+    left_out: bool = False
 
     @property
     def step(self) -> Step:
         """As the job shows it before the run."""
         if self.task is not None:
             return Step(self.name)
+        if self.left_out:
+            return Step(self.name, JobStatus.CANCELLED, 0.0, self.detail)
         return Step(self.name, JobStatus.SUCCEEDED, 1.0, self.detail)
 
 
@@ -133,6 +159,16 @@ class LaboratoryAssignment:
         """The child counts only what it is to do."""
         return self._todo[number]
 
-    def accept(self, outcome: Outcome) -> None:
+    def accept(self, outcome: Outcome) -> str | None:
         """Let the part that it belongs to take it in."""
-        self._parts[self._todo[outcome.step]].land(outcome)
+        return self._parts[self._todo[outcome.step]].land(outcome)
+
+    def remarks(self) -> Sequence[Remark]:
+        """Most have none."""
+        return ()
+
+    def conclude(self) -> None:
+        """Most are done when their steps are."""
+
+    def settle(self) -> None:
+        """What most have made stays."""

@@ -8,7 +8,9 @@ from contextlib import suppress
 from service import machine
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, InvalidParameter, ModelNotFound
+from service.domain.evaluation import Card
 from service.domain.jobs import EvaluateOptions, EvaluateSpec
+from service.domain.steps_back import Bound
 from service.jobs.assignments.bench import Bench, LaboratoryAssignment, Part, nothing
 from service.jobs.assignments.work import text_tokens, text_weight, tokens_weight
 from service.jobs.messages import Evaluated, EvaluateStep, Outcome, TaskFile, TextWindows
@@ -16,6 +18,10 @@ from service.store.derived import key_of
 
 _SPEED_TOKENS = 2000  # what measuring the speed takes, in tokens of prompt
 _BYTES_PER_LOG_PROBABILITY = 2
+
+
+def _say_nothing(_card: Card) -> None:
+    pass
 
 
 class Evaluation:
@@ -59,8 +65,24 @@ class Evaluation:
         """Whether the same has been measured on it already."""
         return variant.id in self._bench.stores.laboratory.measured_under(self.conditions(variant.digest))
 
-    def part(self, name: str, like: Variant, path: str, variant: Callable[[], Variant]) -> Part:
-        """The step that measures the file `path` of the model of `like`; its card goes to what `variant` says then."""
+    def card(self, variant: Variant) -> Card | None:
+        """What was measured on it under the same conditions, if it was."""
+        return self._bench.stores.laboratory.card_under(variant.id, self.conditions(variant.digest))
+
+    def part(
+        self,
+        name: str,
+        like: Variant,
+        path: str,
+        variant: Callable[[], Variant],
+        *,
+        bound: Bound | None = None,
+        then: Callable[[Card], str | None] = _say_nothing,
+    ) -> Part:
+        """The step that measures the file `path` of the model of `like`; its card goes to what `variant` says then.
+
+        The task ends at a file that breaks `bound`. What `then` makes of the card is said of the step.
+        """
         is_base = self._base is not None and path == self._base_path
         base = None if is_base else self._base
         step = EvaluateStep(
@@ -72,9 +94,10 @@ class Evaluation:
             logits=self._logits,
             tasks=self._tasks,
             speed=self._options.speed,
+            bound=bound,
         )
 
-        def land(outcome: Outcome) -> None:
+        def land(outcome: Outcome) -> str | None:
             assert isinstance(outcome, Evaluated)
             measured = variant()
             conditions = self.conditions(measured.digest)
@@ -82,12 +105,13 @@ class Evaluation:
                 self._bench.stores.laboratory.add_card(
                     measured.id, outcome.card, job_id=self._bench.job_id, conditions=conditions
                 )
+            return then(outcome.card)
 
         return Part(f"evaluate {name}", self.weight(like), step, land)
 
-    def done_part(self, name: str, like: Variant) -> Part:
+    def done_part(self, name: str, like: Variant, detail: str = "already measured") -> Part:
         """The step of a variant that has been measured."""
-        return Part(f"evaluate {name}", self.weight(like), None, nothing, detail="already measured")
+        return Part(f"evaluate {name}", self.weight(like), None, nothing, detail)
 
     def weight(self, like: Variant) -> int:
         """The work of measuring a file of that model."""

@@ -60,6 +60,16 @@ class ImportAssignment:
         lineage = Lineage(origin="imported", duration_seconds=round(file.duration_seconds, 3))
         self._name = catalog.add_variant(parse_ref(self._spec.name), file, lineage).name
 
+    def remarks(self) -> Sequence[Remark]:
+        """None."""
+        return ()
+
+    def conclude(self) -> None:
+        """It is done when its steps are."""
+
+    def settle(self) -> None:
+        """A variant that was entered stays."""
+
     def result(self) -> tuple[str, ...]:
         """The variant's name."""
         return () if self._name is None else (self._name,)

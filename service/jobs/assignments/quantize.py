@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
 import msgspec
 
-from service.domain.catalog import Lineage, Variant
+from service.domain.catalog import LevelPlan, Lineage, Variant
 from service.domain.errors import ModelNotFound
 from service.domain.jobs import QuantizeSpec
 from service.domain.quants import QUANTIZATIONS
@@ -36,6 +36,7 @@ class QuantizeAssignment(LaboratoryAssignment):
         self._calibration = None if spec.calibrate is None else Calibration(bench, source, spec.calibrate)
         self._importance = self._importance_path()
         self._levels = self._admit()
+        # Files that are deleted meanwhile go with a later sweep, so that the sum counts for steps back as well.
         needed_bytes = sum(level.size_bytes for level in self._levels if level.found is None)
         if needed_bytes:
             stores.blobs.check_space(needed_bytes)
@@ -66,26 +67,22 @@ class QuantizeAssignment(LaboratoryAssignment):
         labels = canonical_levels(spec.levels)
         for label in labels:
             check_canonical(source.model, self._flavour, label)
-        if is_stock(spec):
-            plans = {plan.quantization: plan for plan in catalog.plans(source.digest)}
-        else:
-            found = (
-                self._bench.plan_of(source.digest, recipe_of(label, source, spec.recipe), has_importance(spec))
-                for label in labels
-            )
-            plans = {plan.quantization: plan for plan in found if plan is not None}
+        plans = plans_of(spec, source, labels, self._bench)
         digest = None if self._calibration is None else self._calibration.digest
         return admit(spec, source, plans, catalog.variants(source.model.display), importance_matrix=digest)
 
-    def _plan_parts(self) -> list[Part]:
-        evaluation, source = self._evaluation, self._source
-        to_make = any(level.found is None for level in self._levels)
+    def _first_parts(self, to_make: bool) -> list[Part]:
         parts: list[Part] = []
         if self._calibration is not None and to_make:
             parts.append(self._calibration.part())
-        if evaluation is not None:
+        if self._evaluation is not None:
             # What the source says of the text is what each level is held to.
-            parts.append(measure(evaluation, source))
+            parts.append(measure(self._evaluation, self._source))
+        return parts
+
+    def _plan_parts(self) -> list[Part]:
+        evaluation, source = self._evaluation, self._source
+        parts = self._first_parts(any(level.found is None for level in self._levels))
         for index, level in enumerate(self._levels):
             parts.append(self._level_part(index, level))
             if evaluation is not None and (level.found is None or level.found.id != source.id):
@@ -109,13 +106,13 @@ class QuantizeAssignment(LaboratoryAssignment):
     def _evaluation_part(self, evaluation: Evaluation, index: int, level: Level) -> Part:
         if level.found is not None:
             return measure(evaluation, level.found)
+        label = level.quantization
+        return evaluation.part(label, self._source, self._kept(label), lambda: self._landed(index))
 
-        def made() -> Variant:
-            variant = self._made[index]
-            assert variant is not None, "a level is measured after it has landed"
-            return variant
-
-        return evaluation.part(level.quantization, self._source, self._kept(level.quantization), made)
+    def _landed(self, index: int) -> Variant:
+        variant = self._made[index]
+        assert variant is not None, "a level is measured after it has landed"
+        return variant
 
     def _kept(self, label: str) -> str:
         return str(self._bench.temp(f"keep-{label}"))
@@ -132,6 +129,16 @@ class QuantizeAssignment(LaboratoryAssignment):
         return land
 
 
+def plans_of(spec: QuantizeSpec, source: Variant, labels: Iterable[str], bench: Bench) -> dict[str, LevelPlan]:
+    """The plans that are known of these levels of `source` with the options of `spec`, by level."""
+    if is_stock(spec):
+        return {plan.quantization: plan for plan in bench.stores.catalog.plans(source.digest)}
+    found = (
+        bench.plan_of(source.digest, recipe_of(label, source, spec.recipe), has_importance(spec)) for label in labels
+    )
+    return {plan.quantization: plan for plan in found if plan is not None}
+
+
 def enter(bench: Bench, source: Variant, flavour: str, made: Made, temp: str) -> Variant:
     """Commit what was made of `source` and enter it beside it under `flavour`; `temp` names the job's file."""
     assert made.recipe is not None
@@ -145,6 +152,7 @@ def enter(bench: Bench, source: Variant, flavour: str, made: Made, temp: str) ->
         duration_seconds=round(file.duration_seconds, 3),
         lossy_source=source.lossy,
         search=made.search,
+        job_id=bench.job_id,
     )
     bench.commit(bench.temp(temp), file.digest, file.size_bytes)
     # Every tensor has the type that was planned, so the level is the one asked for, however its mix may read.

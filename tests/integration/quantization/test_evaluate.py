@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,25 +128,27 @@ class Interrupted(Exception):
 
 
 def test_an_interrupted_source_goes_on_and_gives_the_same_bytes(gloss: Path, tmp_path: Path) -> None:
-    text = Text(EVALUATION, "sha256:1", 64, 12)
+    text = Text(EVALUATION, "sha256:1", 64, 40)
     seen = []
 
-    def stop_after_eight_windows(done: int, total: int) -> None:
-        if done >= 8:
+    def stop_after_the_first_batch(done: int, total: int) -> None:
+        if done:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        source_logits(gloss, tmp_path / "broken-off", text, threads=2, progress=stop_after_eight_windows)
+        source_logits(gloss, tmp_path / "broken-off", text, threads=2, progress=stop_after_the_first_batch)
     assert not (tmp_path / "broken-off").exists()
+    (part,) = tmp_path.glob("*.part")
+    os.truncate(part, part.stat().st_size - 1)  # in the middle of a window, and of a batch
     resumed, scores = source_logits(
         gloss, tmp_path / "broken-off", text, threads=2, progress=lambda done, total: seen.append(done)
     )
     assert scores is None  # of the windows before, only the compact form is left
     whole, scores = source_logits(gloss, tmp_path / "in-one-go", text, threads=2, progress=lambda done, total: None)
     assert scores is not None
-    assert np.array_equal(scores.losses, losses(gloss, window=64, chunks=12))
-    assert seen[0] == 8
-    for chunk in range(12):
+    assert np.array_equal(scores.losses, losses(gloss, window=64, chunks=40))
+    assert seen[0] == 15
+    for chunk in range(40):
         assert np.array_equal(resumed.chunk(chunk), whole.chunk(chunk))
     resumed.close()
     whole.close()

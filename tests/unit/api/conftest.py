@@ -65,6 +65,7 @@ class ScriptedPool:
     hold: asyncio.Event | None = None
     loaded: dict[str, Variant] = field(default_factory=dict)
     asked: list[LoadOptions | None] = field(default_factory=list)
+    kept: dict[str, float] = field(default_factory=dict)
 
     async def submit(self, variant: Variant, request: GenerationRequest, draft: Variant | None = None) -> Stream:
         self.submitted.append((variant, request))
@@ -101,6 +102,12 @@ class ScriptedPool:
 
     async def unload(self, variant: Variant) -> bool:
         return self.loaded.pop(variant.digest, None) is not None
+
+    def keep(self, variant: Variant, seconds: float) -> None:
+        self.kept[variant.digest] = seconds
+
+    def keep_alive_seconds(self, digest: str) -> float:
+        return self.kept.get(digest, 300.0)
 
     def is_loaded(self, digest: str) -> bool:
         return digest in self.loaded

@@ -48,6 +48,8 @@ async def test_text_comes_whole_with_usage_and_timings(client, api):
         "object": "generation",
         "model": "gloss:Q8_0",
         "text": "Hello",
+        "reasoning": None,
+        "tool_calls": None,
         "logprobs": None,
         "finish_reason": "stop",
         "stop": None,
@@ -58,6 +60,7 @@ async def test_text_comes_whole_with_usage_and_timings(client, api):
             "cached_tokens": 0,
             "draft_tokens": 0,
             "accepted_tokens": 0,
+            "reasoning_tokens": 0,
         },
         "timings": {
             "queue_seconds": 0.01,
@@ -371,6 +374,7 @@ SUMS = {
     "cached_tokens": 0,
     "draft_tokens": 10,
     "accepted_tokens": 7,
+    "reasoning_tokens": 0,
 }
 
 

@@ -29,7 +29,11 @@ USAGE = {
     "completion_tokens": 2,
     "total_tokens": 7,
     "prompt_tokens_details": {"cached_tokens": 0},
-    "completion_tokens_details": {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
 }
 TIMINGS = {
     "cache_n": 0,
@@ -183,13 +187,15 @@ IMAGE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"functions": [{}]}, "functions"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0]"),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages[0]"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "type": "custom"}]}]},
+            "messages[0].tool_calls[0]",
+        ),
     ],
 )
 async def test_what_is_not_carried_out_is_refused_and_not_ignored(client, api, fields, param):
@@ -341,7 +347,11 @@ SUMS = {
     "completion_tokens": 5,
     "total_tokens": 10,
     "prompt_tokens_details": {"cached_tokens": 3},
-    "completion_tokens_details": {"accepted_prediction_tokens": 7, "rejected_prediction_tokens": 3},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 7,
+        "rejected_prediction_tokens": 3,
+    },
 }
 
 

@@ -14,6 +14,7 @@ from service.domain.errors import InvalidParameter
 from service.domain.evaluation import Estimate, Target
 from service.quantization.choices import Choices
 from service.quantization.known import Known
+from service.quantization.losses import Meter
 from service.quantization.search import Budget, Found, Search, budget
 
 _NAMES = tuple(f"blk.{block}.{kind}.weight" for block in range(6) for kind in ("attn_q", "ffn_down"))
@@ -28,7 +29,7 @@ def _loss(name: str, kind: str) -> float:
 
 
 class _Bench:
-    """Divergences that add up, but for `company`: what each pair of coarse tensors costs together."""
+    """Divergences that add up, but for `company`: how much more attention costs when it is not alone."""
 
     measurable = frozenset(_NAMES)
     most_windows = 100
@@ -50,8 +51,8 @@ class _Bench:
         self.windows = 0
 
     def value(self, types: Mapping[str, str]) -> float:
-        coarse = sum(kind == "Q2_K" and "attn" in name for name, kind in types.items())
-        return sum(_loss(name, kind) for name, kind in types.items()) + self.company * coarse * (coarse - 1)
+        grown = 1 + self.company * (len(types) > 1)
+        return sum(_loss(name, kind) * (grown if "attn" in name else 1.0) for name, kind in types.items())
 
     def measure(self, types: Mapping[str, str], _progress: Callable[[float], None]) -> Estimate:
         self.measured.append(dict(types))
@@ -84,23 +85,24 @@ def known(tmp_path: Path) -> Iterator[Known]:
         yield opened
 
 
-def _search(bench: _Bench, known: Known, *, max_seconds: float = 1e6, **more: Any) -> Search:
-    return Search(
+def _learn(
+    bench: _Bench, known: Known, *, chunks: int | None, how: str, max_seconds: float = 1e6, **more: Any
+) -> Search:
+    choices = more.get("choices") or _choices()
+    meter = Meter(
         cast("Any", bench),
         cast("Any", _Patches()),
-        more.pop("choices", None) or _choices(),
+        choices,
         known,
-        seconds=more.pop("seconds", None),
         started=time.monotonic(),
         max_seconds=max_seconds,
         report=lambda share, detail: None,
     )
+    return Search(meter, choices, meter.learn("text", chunks=chunks, how=how), seconds=more.get("seconds"))
 
 
 def _find(bench: _Bench, known: Known, target: Budget, *, how: str = "measured", **more: Any) -> Found:
-    search = _search(bench, known, **more)
-    search.learn("text", chunks=3, how=how)
-    return search.choose(target)
+    return _learn(bench, known, chunks=3, how=how, **more).choose(target)
 
 
 def _bytes(types: Mapping[str, str]) -> int:
@@ -128,7 +130,7 @@ def test_every_pair_is_measured_or_few_groups_are(known: Known, tmp_path: Path) 
 
 
 def test_what_tensors_cost_in_company_corrects_what_they_cost_alone(known: Known, tmp_path: Path) -> None:
-    bench = _Bench(company=2e-3)
+    bench = _Bench(company=4.0)
     target = Budget(1000 + 12 * 7000, None, None)
     found = _find(bench, known, target)
     alone = _Bench()
@@ -139,16 +141,23 @@ def test_what_tensors_cost_in_company_corrects_what_they_cost_alone(known: Known
 
 def test_a_search_without_time_still_gives_a_mix(known: Known) -> None:
     bench = _Bench(seconds=0.001)
-    search = _search(bench, known, max_seconds=0.001)
-    search.learn("text", chunks=None, how="auto")
-    found = search.choose(Budget(1000 + 12 * 8000, None, None))
+    found = _learn(bench, known, chunks=None, how="auto", max_seconds=0.001).choose(
+        Budget(1000 + 12 * 8000, None, None)
+    )
     assert found.guide == "estimated"
     assert len(bench.measured) == 2 + 1  # the roles, and the mix
 
 
+def test_pairs_that_time_was_too_short_for_are_told_from_the_others(known: Known) -> None:
+    bench = _Bench()
+    found = _learn(bench, known, chunks=3, how="measured", max_seconds=0.0).choose(Budget(100_000, None, None))
+    assert len(bench.measured) == 1  # the mix
+    assert (found.measured_pairs, found.estimated_pairs) == (0, len(_NAMES) * len(_SIZES))
+    assert found.size_bytes <= 100_000
+
+
 def test_with_time_enough_everything_is_measured(known: Known) -> None:
-    search = _search(_Bench(seconds=0.001), known, max_seconds=1000.0)
-    search.learn("text", chunks=None, how="auto")
+    search = _learn(_Bench(seconds=0.001), known, chunks=None, how="auto", max_seconds=1000.0)
     assert search.choose(Budget(100_000, None, None)).guide == "measured"
 
 
@@ -163,7 +172,7 @@ def test_nothing_is_measured_twice(known: Known) -> None:
 
 
 def test_a_bound_on_the_divergence_is_kept_with_the_fewest_bytes(known: Known) -> None:
-    bench = _Bench(company=1e-4)
+    bench = _Bench(company=0.5)
     found = _find(bench, known, Budget(None, 0.02, None))
     assert bench.value(found.types) <= 0.02
     tighter = _find(bench, known, Budget(found.size_bytes - 1700, None, None))

@@ -1,0 +1,265 @@
+"""llama-server's request bodies and answers, as far as quantry carries them out. pydantic, and nothing else.
+
+Unknown fields are ignored, as llama-server does; those that would change the text and cannot be carried out are read
+in order to be refused by name. -1 stands for "as much as there is" where it does there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from service.api.shapes import (
+    MAX_LOGPROBS,
+    MAX_SEED,
+    MAX_TOKENS,
+    WHOLE,
+    Choices,
+    ContextLength,
+    DryAllowedLength,
+    DryBase,
+    DryMultiplier,
+    DryPenaltyLastN,
+    DrySequenceBreakers,
+    JsonSchema,
+    Lenient,
+    MinP,
+    Mirostat,
+    MirostatEta,
+    MirostatTau,
+    Name,
+    Penalty,
+    RepeatLastN,
+    RepeatPenalty,
+    Shape,
+    Stop,
+    Stops,
+    Temperature,
+    TopK,
+    TopP,
+    TypicalP,
+    XtcProbability,
+    XtcThreshold,
+)
+
+MAX_TOKEN_ID = (1 << 31) - 1
+MAX_DOCUMENTS = 2048
+MAX_FILES = 256
+
+Id = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), WHOLE]
+Ids = Annotated[list[Id], Field(fail_fast=True)]
+Mixed = Annotated[list[str | Id], Field(fail_fast=True, description="Texts and token ids, one after another.")]
+
+
+class Body(Lenient):
+    """A request. As with llama-server, null is the same as nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {key: field for key, field in value.items() if field is not None} if isinstance(value, dict) else value
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"content": "The word", "with_pieces": True}]})
+
+    model: Name | None = None
+    content: str | Mixed = ""
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [1, 2, 3]}]})
+
+    model: Name | None = None
+    tokens: Ids = Field(default_factory=list)
+
+
+class SampledBody(Body):
+    """Fields of both routes that generate."""
+
+    model: Name | None = None
+    n_predict: Annotated[
+        int, Field(ge=-2, le=MAX_TOKENS, description="-1 and -2: until the context is full; 0: none."), WHOLE
+    ] = -1
+    stream: bool = False
+    temperature: Temperature = 0.8
+    top_k: Annotated[TopK, Field(ge=-1)] = 40
+    top_p: TopP = 0.95
+    min_p: MinP = 0.05
+    typical_p: TypicalP = 1.0
+    repeat_penalty: RepeatPenalty = 1.0
+    repeat_last_n: RepeatLastN = 64
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    dry_multiplier: DryMultiplier = 0.0
+    dry_base: DryBase = 1.75
+    dry_allowed_length: DryAllowedLength = 2
+    dry_penalty_last_n: DryPenaltyLastN = 64
+    dry_sequence_breakers: DrySequenceBreakers | None = None
+    xtc_probability: XtcProbability = 0.0
+    xtc_threshold: XtcThreshold = 0.1
+    mirostat: Mirostat = 0
+    mirostat_tau: MirostatTau = 5.0
+    mirostat_eta: MirostatEta = 0.1
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED, description="-1 draws a fresh one."), WHOLE] = -1
+    ignore_eos: bool = False
+    stop: Stop | Stops = Field(default_factory=list)
+    logit_bias: (
+        Annotated[list[tuple[Id, float | bool]], Field(max_length=1024)]
+        | Annotated[dict[str, float | bool], Field(max_length=1024)]
+    ) = Field(default_factory=list)
+    n_probs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] = 0
+    grammar: Annotated[str, StringConstraints(max_length=16 << 10)] = ""
+    json_schema: JsonSchema | None = None
+    samplers: Annotated[list[str], Field(max_length=32)] | None = None
+    cache_prompt: bool = True
+    response_fields: Annotated[list[str], Field(max_length=256)] = Field(default_factory=list)
+    context_length: ContextLength | None = None
+    # Known, and refused where they ask for something.
+    n_cmpl: Choices = 1
+    return_tokens: bool = False
+    post_sampling_probs: bool = False
+    dynatemp_range: Annotated[float, Field(ge=0)] = 0.0
+    lora: list[Any] = Field(default_factory=list)
+    image_data: list[Any] = Field(default_factory=list)
+
+
+class CompletionBody(SampledBody):
+    """`POST /completion`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "gloss:Q4_K_M", "prompt": "The word", "n_predict": 16}]}
+    )
+
+    prompt: str | Mixed
+
+
+class FileBody(Body):
+    """Another file of the project."""
+
+    text: str
+    filename: str = "tmp"
+
+
+class InfillBody(SampledBody):
+    """`POST /infill`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"input_prefix": "def add(a, b):\n    ", "input_suffix": "\n", "n_predict": 16}],
+        }
+    )
+
+    input_prefix: str
+    input_suffix: str
+    input_extra: Annotated[list[FileBody], Field(max_length=MAX_FILES)] = Field(default_factory=list)
+    prompt: str = ""
+
+
+class RerankBody(Body):
+    """`POST /v1/rerank`. `texts` in the place of `documents` asks for the shape of text-embeddings-inference."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "What is a panda?", "documents": ["hi", "The panda is a bear."]}]}
+    )
+
+    model: Name | None = None
+    query: str
+    documents: Annotated[list[str], Field(min_length=1, max_length=MAX_DOCUMENTS)] | None = None
+    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_DOCUMENTS)] | None = None
+    top_n: Annotated[int, Field(ge=1, le=MAX_DOCUMENTS), WHOLE] | None = None
+    return_text: bool = False
+
+
+class PieceShape(Shape):
+    """A token with its text, or with its bytes where they are no whole characters."""
+
+    id: int
+    piece: str | list[int]
+
+
+class TokensShape(Shape):
+    """Token ids, or with `with_pieces` their texts too."""
+
+    tokens: list[int | PieceShape]
+
+
+class ContentShape(Shape):
+    """A text."""
+
+    content: str
+
+
+class PromptShape(Shape):
+    """A prompt as text."""
+
+    prompt: str
+
+
+class InputTokensShape(Shape):
+    """How long a prompt is."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class CompletedShape(Shape):
+    """What `/completion` and `/infill` answer; a stream ends with it, its `content` and `tokens` empty."""
+
+    index: int
+    content: str
+    tokens: list[int]
+    id_slot: int
+    stop: bool
+    model: str
+    tokens_predicted: int
+    tokens_evaluated: int
+    generation_settings: dict[str, Any]
+    prompt: str
+    has_new_line: bool
+    truncated: bool
+    stop_type: Literal["none", "eos", "limit", "word"]
+    stopping_word: str
+    tokens_cached: int
+    timings: dict[str, Any]
+
+
+class SlotShape(Shape):
+    """One of the sequences that a loaded variant computes side by side."""
+
+    id: int
+    n_ctx: int
+    speculative: bool
+    is_processing: bool
+
+
+class RankShape(Shape):
+    """How well one document fits the query."""
+
+    index: int
+    relevance_score: float
+
+
+class RankedShape(Shape):
+    """The same in the words of text-embeddings-inference; `text` with `return_text`."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class RanksShape(Shape):
+    """Documents, the best first."""
+
+    model: str
+    object: Literal["list"]
+    usage: dict[str, int]
+    results: list[RankShape]

@@ -1,0 +1,256 @@
+"""Ollama's dialect: `POST /api/create` and the blobs it is made of. Models come from stored ones or from GGUF files.
+
+The slow parts are jobs; a client that leaves before the end cancels the one that runs, and no name is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.documents import errors
+from service.api.ollama_documents import LINES, OllamaError
+from service.api.ollama_models import OllamaStatus
+from service.api.ollama_names import meant, tagged
+from service.api.ollama_presets import give_name
+from service.api.ollama_requests import domain_messages
+from service.api.ollama_shapes import CreateBody
+from service.api.ollama_templates import jinja
+from service.api.responses import Dialect, error_from, json_response
+from service.api.services import Services, Use
+from service.api.shapes import Digest
+from service.api.streams import LineStream, error_event, line, unless_gone
+from service.api.uploads import receive_blob
+from service.domain.catalog import Variant
+from service.domain.errors import BlobNotFound, InvalidParameter, JobFailed, ModelNotFound, NotSupported, QuantryError
+from service.domain.jobs import ENDED, ImportSpec, Job, JobStatus, QuantizeSpec
+from service.domain.names import ModelRef, parse_digest, parse_ref
+from service.domain.presets import Preset
+from service.domain.quants import find_label
+
+router = APIRouter(prefix="/api", tags=["ollama"])
+
+# What Ollama sends for a layer that has no digest yet.
+_NO_DIGEST = "0" * 19
+
+
+@router.head("/blobs/{digest}", include_in_schema=False)
+async def head_blob(digest: Digest, services: Use) -> Response:
+    """200, or 404."""
+    if not await asyncio.to_thread(services.blobs.has, parse_digest(digest)):
+        raise BlobNotFound("No blob with that digest; POST it first.")
+    return Response()
+
+
+@router.post(
+    "/blobs/{digest}",
+    summary="Upload a file by its content (Ollama)",
+    status_code=201,
+    response_class=Response,
+    responses={
+        200: {"description": "It was there already; the bytes sent have been checked."},
+        **errors(408, 413, 415, 507, model=OllamaError),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def post_blob(digest: Digest, request: Request, services: Use) -> Response:
+    """The body is the file, streamed. Bytes that do not match the digest are refused and nothing is stored."""
+    received = await receive_blob(digest, request, services)
+    if isinstance(received, Response):
+        return received
+    return Response(status_code=200 if received.existed else 201)
+
+
+@router.post(
+    "/create",
+    summary="Create a model (Ollama)",
+    response_model=OllamaStatus,
+    responses={
+        200: {"description": "How far it is, in lines unless `stream` is false.", "content": LINES},
+        **errors(404, 409, 422, 503, 507, body=True, model=OllamaError),
+    },
+)
+async def create(body: CreateBody, request: Request, services: Use) -> Response:
+    """From a stored model or an uploaded GGUF file, quantized to any level, with words and parameters of its own.
+
+    `template` is Jinja. What is made for the name is deleted with it.
+    """
+    body.check()
+    making = await _prepared(services, body)
+    if body.stream is False:
+        await unless_gone(request.receive, _drained(_statuses(services, making)))
+        return json_response({"status": "success"})
+    return LineStream(_lines(services, making), close=lambda: None, stall_seconds=services.options.stream_stall_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What is to be made: a name, its preset, and the source: a variant, or the job that imports it."""
+
+    ref: ModelRef
+    preset: Preset
+    level: str | None
+    source: Variant | None
+    job: Job | None  # the first one: an import, or a quantize job where there is a source
+    known: frozenset[int]  # variants of the model, and of the source's, that were there before
+
+
+async def _prepared(services: Services, body: CreateBody) -> _Making:
+    """Everything that can be refused before the first byte."""
+    ref = tagged(parse_ref(body.ref))
+    level = None if body.level is None else _level(body.level)
+    before = await asyncio.to_thread(services.catalog.variants, ref.key.display)
+    known = frozenset(variant.id for variant in before)
+    if body.from_name is None:
+        preset = _preset(body, Preset())
+        job = await services.jobs.submit_import(await _import(services, body, ref, level))
+        return _Making(ref, preset, level, None, job, known)
+    found = await meant(services, body.from_name, param="from")
+    siblings = await asyncio.to_thread(services.catalog.variants, found.variant.model.display)
+    known |= frozenset(variant.id for variant in siblings)
+    preset = _preset(body, replace(found.preset, parent=found.ref.display))
+    source = found.variant
+    if level is not None and source.quantization != level:
+        # A bare name means the variant to quantize from: the one that has lost least.
+        source = await services.find_source(body.from_name)
+    quantizing: Job | None = None
+    if level is not None and source.quantization != level:
+        quantizing = await services.jobs.submit_quantize(QuantizeSpec(source.name, source.digest, (level,)))
+    return _Making(ref, preset, level, source, quantizing, known)
+
+
+def _level(written: str) -> str:
+    """A level in canonical spelling; an unknown one as it is, for the queue to refuse with the list of all."""
+    return find_label(written) or written.upper()
+
+
+async def _import(services: Services, body: CreateBody, ref: ModelRef, level: str | None) -> ImportSpec:
+    files = body.files or {}
+    if len(files) != 1:
+        raise NotSupported(
+            "A model is made of one GGUF file here; join a split one, or convert the checkpoint, and send one file.",
+            param="files",
+        )
+    ((name, digest),) = files.items()
+    try:
+        parse_digest(digest)
+        there = await asyncio.to_thread(services.blobs.has, digest)
+    except QuantryError as error:
+        raise InvalidParameter(f"files: {error.message}", param="files") from error
+    if not there:
+        raise BlobNotFound(f"No blob with the digest of {name[:100]!r}; POST it under /api/blobs first.", param="files")
+    # A level in the name is that of what is made in the end.
+    label = ref.label if level is None else None
+    tag = "-".join(part for part in (ref.flavour, label) if part)
+    return ImportSpec(name=f"{ref.key.display}:{tag}" if tag else ref.key.display, digest=digest)
+
+
+def _preset(body: CreateBody, base: Preset) -> Preset:
+    """What the body says, and where it says nothing what the source's name adds already."""
+    parameters = {} if body.parameters is None else body.parameters.model_dump(exclude_none=True)
+    return replace(
+        base,
+        system=base.system if body.system is None else body.system,
+        template=jinja(body.template) if body.template else base.template,
+        parameters={**base.parameters, **parameters},
+        licenses=body.licenses or base.licenses,
+        messages=domain_messages(body.messages) if body.messages else base.messages,
+        owned=(),
+    )
+
+
+async def _lines(services: Services, making: _Making) -> AsyncGenerator[bytes, None]:
+    try:
+        async with aclosing(_statuses(services, making)) as statuses:
+            async for status in statuses:
+                yield line(status)
+    except QuantryError as error:
+        yield error_event(error, Dialect.OLLAMA)
+
+
+async def _drained(statuses: AsyncGenerator[dict[str, Any], None]) -> None:
+    async with aclosing(statuses):
+        async for _ in statuses:
+            pass
+
+
+async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[str, Any], None]:
+    """The statuses, in Ollama's order and words. Raises what the jobs end with."""
+    source, job = making.source, making.job
+    if source is None:
+        assert job is not None
+        yield {"status": "parsing GGUF"}
+        async with aclosing(_followed(services, job)) as jobs:
+            async for job in jobs:  # noqa: B007  (its last state is what counts)
+                pass
+        source = await services.find(_result(job))
+        job = None
+        if making.level is not None and source.quantization != making.level:
+            spec = QuantizeSpec(source.name, source.digest, (making.level,))
+            job = await services.jobs.submit_quantize(spec)
+    variant, made = source, job is not None
+    if job is not None:
+        total = await asyncio.to_thread(_planned_bytes, services, source, making.level)
+        status = f"quantizing {source.quantization} model to {making.level}"
+        async with aclosing(_followed(services, job)) as jobs:
+            async for job in jobs:
+                completed = int(job.progress * total)
+                yield {"status": status, "digest": _NO_DIGEST, "total": total, "completed": completed}
+        variant = await services.find(_result(job))
+        yield {"status": "verifying conversion"}
+    brought = frozenset({variant.id, source.id}) - making.known
+    named = await asyncio.to_thread(give_name, services, variant, making.ref, making.preset, brought)
+    if variant.id in brought and variant.id != named.id:
+        # The level was made within the source's model, which is to stay as it was; the file is the new name's now.
+        await asyncio.to_thread(services.catalog.delete, parse_ref(variant.name))
+    yield {"status": f"{'creating new' if made else 'using existing'} layer {named.digest}"}
+    for text in _texts(making.preset):
+        yield {"status": f"creating new layer sha256:{hashlib.sha256(text.encode()).hexdigest()}"}
+    yield {"status": "writing manifest"}
+    yield {"status": "success"}
+
+
+async def _followed(services: Services, job: Job) -> AsyncGenerator[Job, None]:
+    """The job as it goes on, to its end. Raises its error. Whoever stops listening before the end cancels it."""
+    try:
+        if job.status not in ENDED:
+            async with aclosing(services.jobs.subscribe(job.id)) as events:
+                async for event in events:
+                    job = event.job
+                    yield job
+            job = await services.jobs.get(job.id)
+        yield job
+    finally:
+        if job.status not in ENDED:
+            services.background.start(services.jobs.cancel(job.id), name=f"cancel {job.id}")
+    if job.error is not None:
+        raise error_from(job.error.code, job.error.message)
+    if job.status is not JobStatus.SUCCEEDED:
+        raise JobFailed("The job was cancelled; send the request again.")
+
+
+def _result(job: Job) -> str:
+    if not job.result:
+        raise ModelNotFound("The job has made nothing; send the request again.")
+    return job.result[0]
+
+
+def _planned_bytes(services: Services, source: Variant, level: str | None) -> int:
+    plans = services.catalog.plans(source.digest)
+    return next((plan.size_bytes for plan in plans if plan.quantization == level), source.size_bytes)
+
+
+def _texts(preset: Preset) -> list[str]:
+    texts = [preset.template, preset.system, *preset.licenses]
+    return [text for text in texts if text]
