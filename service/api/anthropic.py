@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from service.api import anthropic_events, generation
 from service.api.anthropic_events import Blocks
 from service.api.anthropic_request import generation_request, prompt_request
-from service.api.anthropic_shapes import CountBody, CountShape, MessagesBody, MessageShape
+from service.api.anthropic_shapes import AnthropicError, CountBody, CountShape, MessagesBody, MessageShape
 from service.api.documents import EVENT_STREAM, errors
 from service.api.generation import VARIANT_HEADER, Generation
 from service.api.responses import Dialect, error_from_event, json_response
@@ -30,7 +30,7 @@ _GRAMMAR_FIELD = "output_config.format"
     response_model=MessageShape,
     responses={
         200: {"description": "The message; with `stream`, its events.", "content": EVENT_STREAM},
-        **errors(404, 409, 429, 503, 504, body=True),
+        **errors(404, 409, 429, 503, 504, body=True, model=AnthropicError),
     },
 )
 async def messages(body: MessagesBody, request: Request, services: Use) -> Response:
@@ -61,7 +61,7 @@ async def messages(body: MessagesBody, request: Request, services: Use) -> Respo
     "/messages/count_tokens",
     summary="Count the tokens of a conversation (Anthropic)",
     response_model=CountShape,
-    responses=errors(404, 409, 429, 503, 504, body=True),
+    responses=errors(404, 409, 429, 503, 504, body=True, model=AnthropicError),
 )
 async def count_tokens(body: CountBody, request: Request, services: Use) -> Response:
     """How many tokens the prompt has, template and tools included. Loads the variant where it is not in memory."""

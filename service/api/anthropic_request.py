@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from service.api.anthropic_shapes import BlockBody, CountBody, MessagesBody, ThinkingBody, ToolBody, TurnBody
 from service.api.shapes import schema_grammar
@@ -21,6 +22,8 @@ from service.domain.generation import (
     ToolChoice,
     ToolMode,
 )
+
+T = TypeVar("T")
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_TOP_P = 1.0
@@ -141,10 +144,11 @@ def _answer(blocks: Sequence[BlockBody], here: str) -> Message:
     for index, block in enumerate(blocks):
         at = f"{here}[{index}]"
         if block.type == "thinking":
-            thoughts.append(block.thinking or "")
+            thoughts.append(_needed(block.thinking, f"{at}.thinking"))
         elif block.type == "tool_use":
             call_id, name = _needed(block.id, f"{at}.id"), _needed(block.name, f"{at}.name")
-            calls.append(ToolCall(call_id, name, json.dumps(block.input or {}, ensure_ascii=False)))
+            given = _needed(block.input, f"{at}.input")
+            calls.append(ToolCall(call_id, name, json.dumps(given, ensure_ascii=False)))
         elif block.type != "redacted_thinking":
             texts.append(_text(block, at))
     reasoning = "\n".join(thoughts)
@@ -169,7 +173,7 @@ def _text(block: BlockBody, at: str) -> str:
     )
 
 
-def _needed(value: str | None, param: str) -> str:
+def _needed(value: T | None, param: str) -> T:
     if value is None:
         raise InvalidParameter(f"The field {param!r} is missing; send it.", param=param)
     return value

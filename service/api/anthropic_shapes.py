@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from service.api.shapes import (
     MAX_SEED,
@@ -39,6 +39,48 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
+def _block(kind: str, *needed: str, **fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"type": {"const": kind}, **fields},
+        "required": ["type", *needed],
+    }
+
+
+def _turn(role: str, *blocks: dict[str, Any]) -> dict[str, Any]:
+    content = {"anyOf": [_STRING, {"type": "array", "minItems": 1, "items": {"anyOf": list(blocks)}}]}
+    return {
+        "type": "object",
+        "properties": {"role": {"const": role}, "content": content},
+        "required": ["role", "content"],
+    }
+
+
+# For the document: which blocks a turn may have, and which fields a block.
+_STRING: dict[str, Any] = {"type": "string"}
+_TEXT = _block("text", "text", text=_STRING)
+_CALL = _block("tool_use", "id", "name", "input", id=_STRING, name=_STRING, input={"type": "object"})
+_RESULT = _block(
+    "tool_result",
+    "tool_use_id",
+    tool_use_id=_STRING,
+    content={"anyOf": [_STRING, {"type": "array", "items": _TEXT}]},
+    is_error={"type": "boolean"},
+)
+_THINKING = _block("thinking", "thinking", thinking=_STRING, signature=_STRING)
+_TURNS = [
+    _turn("user", _TEXT, _RESULT),
+    _turn("assistant", _TEXT, _THINKING, _block("redacted_thinking"), _CALL),
+    _turn("system", _TEXT),
+]
+
+
+def _as_turns(schema: dict[str, Any]) -> None:
+    description = schema["description"]
+    schema.clear()
+    schema |= {"description": description, "anyOf": _TURNS}
+
+
 class BlockBody(Lenient):
     """One piece of a message. Which of the fields it has follows from its `type`."""
 
@@ -58,22 +100,35 @@ class BlockBody(Lenient):
 class TurnBody(Lenient):
     """One turn of a conversation."""
 
+    model_config = ConfigDict(json_schema_extra=_as_turns)
+
     role: Literal["user", "assistant", "system"]
-    content: str | list[BlockBody]
+    content: str | Annotated[list[BlockBody], Field(min_length=1)]
 
 
 class ToolBody(Lenient):
     """A tool that the client runs. Tools that Anthropic's servers run have another `type` and are refused."""
 
-    type: str | None = None
+    model_config = ConfigDict(json_schema_extra={"required": ["name", "input_schema"]})
+
+    type: Annotated[str | None, WithJsonSchema({"enum": ["custom", None]})] = None
     name: ToolName
     description: str | None = None
-    input_schema: JsonSchema | None = None
+    input_schema: Annotated[JsonSchema | None, WithJsonSchema({"type": "object"})] = None
     strict: bool | None = None
 
 
 class ToolChoiceBody(Lenient):
     """Which tools the model may or must call."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"type": {"enum": ["auto", "any", "none"]}}},
+                {"properties": {"type": {"const": "tool"}, "name": {"type": "string"}}, "required": ["name"]},
+            ]
+        }
+    )
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -82,6 +137,18 @@ class ToolChoiceBody(Lenient):
 
 class ThinkingBody(Lenient):
     """How much the model thinks before it answers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"type": {"enum": ["disabled", "adaptive"]}}},
+                {
+                    "properties": {"type": {"const": "enabled"}, "budget_tokens": {"type": "integer"}},
+                    "required": ["budget_tokens"],
+                },
+            ]
+        }
+    )
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
@@ -102,6 +169,9 @@ class OutputConfigBody(Lenient):
     format: OutputFormatBody | None = None
 
 
+_SYSTEM = WithJsonSchema({"anyOf": [_STRING, {"type": "array", "items": _TEXT}, {"type": "null"}]})
+
+
 class CountBody(Lenient):
     """`POST /v1/messages/count_tokens`."""
 
@@ -111,7 +181,7 @@ class CountBody(Lenient):
 
     model: Name
     messages: Annotated[list[TurnBody], Field(min_length=1, max_length=MAX_MESSAGES)]
-    system: str | list[BlockBody] | None = None
+    system: Annotated[str | list[BlockBody] | None, _SYSTEM] = None
     tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingBody | None = None
@@ -136,6 +206,21 @@ class MessagesBody(CountBody):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = None
     context_length: ContextLength | None = None
     cache_prompt: bool | None = None
+
+
+class AnthropicErrorObject(Shape):
+    """What went wrong; `details` have quantry's stable code and the field."""
+
+    type: str
+    message: str
+    details: dict[str, str | None]
+
+
+class AnthropicError(Shape):
+    """Every answer that is not a success."""
+
+    type: Literal["error"]
+    error: AnthropicErrorObject
 
 
 class CountShape(Shape):

@@ -103,6 +103,17 @@ def candidates_of(services: Services, levels: Levels, bounds: Bounds, machine: s
 
     Speeds count when they were measured on `machine`.
     """
+    return _candidates(services, levels, bounds, machine, makeable(services, levels))
+
+
+def stored_candidates(services: Services, levels: Levels, bounds: Bounds, machine: str) -> list[Candidate]:
+    """As `candidates_of`, without what would have to be made."""
+    return _candidates(services, levels, bounds, machine, ())
+
+
+def _candidates(
+    services: Services, levels: Levels, bounds: Bounds, machine: str, plans: Sequence[LevelPlan]
+) -> list[Candidate]:
     measured = {
         variant.quantization: divergence.mean_kld.value
         for variant in levels.members
@@ -119,7 +130,7 @@ def candidates_of(services: Services, levels: Levels, bounds: Bounds, machine: s
         pace = _measured_pace(levels.runs[variant.id], machine) or expected_pace(variant.size_bytes, speeds)
         loss = _loss(levels, variant, factor)
         found.append(_candidate(services, variant, bounds, loss, pace, stored=True))
-    for plan in makeable(services, levels):
+    for plan in plans:
         level = as_level(levels.source, plan)
         loss, pace = expected_loss(plan.quantization, factor), expected_pace(plan.size_bytes, speeds)
         found.append(_candidate(services, level, bounds, loss, pace, stored=False))

@@ -33,9 +33,7 @@ _ALWAYS = (400, 401, 403, 500)
 _WITH_BODY = (408, 413, 415)
 
 
-def errors(
-    *statuses: int, body: bool = False, model: type[BaseModel] = ErrorBody
-) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, body: bool = False, model: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route: the errors it may answer beside those that any route may. `body`: it reads one.
 
     `model` is the dialect's shape of an error.

@@ -43,9 +43,10 @@ _FOLLOW = {"description": "The job; follow it under Location."}
 async def quantize(body: QuantizeBody, services: Use) -> Response:
     """Levels in any case and through their aliases, from the variant named; a bare name means the one that lost least.
 
-    `target` instead of `to` searches the mix of tensor types with the least loss within a budget. `imatrix` computes
-    or takes an importance matrix first, `evaluate` measures each level once it is made, `recipe` has every option of
-    llama.cpp's quantizer. `dry_run` answers with exact sizes and does nothing.
+    `target` instead of `to` searches the mix of tensor types with the least loss within a budget; `until` makes levels
+    from the largest down to the first that loses too much, and keeps the last good one. `imatrix` computes or takes an
+    importance matrix first, `evaluate` measures each level once it is made, `recipe` has every option of llama.cpp's
+    quantizer. `dry_run` answers with exact sizes and does nothing.
     """
     source = await services.find_source(body.model)
     if body.dry_run:

@@ -176,6 +176,39 @@ class TargetBody(Strict):
         return self
 
 
+_BOUNDS = ("max_kld", "max_perplexity_ratio", "min_same_top")
+
+
+class UntilBody(Strict):
+    """How far down the levels go: to the first that breaks one of these. At least one is given."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"max_kld": 0.05}, {"max_perplexity_ratio": 1.02, "min_same_top": 0.9, "keep": "all"}],
+            "anyOf": [{"required": [name], "properties": {name: {"type": "number"}}} for name in _BOUNDS],
+        }
+    )
+
+    max_kld: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Most mean KL divergence to the source, in nats."
+    )
+    max_perplexity_ratio: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="Largest ratio of the level's perplexity to the source's."
+    )
+    min_same_top: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Smallest share of tokens with the same most likely token."
+    )
+    keep: Literal["last", "all"] = Field(
+        "last", description="What stays of the levels that the job makes: the last within the bound, or all of them."
+    )
+
+    @model_validator(mode="after")
+    def _any(self) -> Self:
+        if all(getattr(self, name) is None for name in _BOUNDS):
+            raise ValueError("Give at least one of max_kld, max_perplexity_ratio and min_same_top.")
+        return self
+
+
 class SearchBody(Strict):
     """How a mix is searched."""
 
@@ -202,14 +235,39 @@ class QuantizeBody(Strict):
                 {"model": "gloss", "to": ["Q3_K_M", "IQ2_S"], "imatrix": "auto", "evaluate": True},
                 {"model": "gloss", "target": {"size": "3MiB"}, "imatrix": "auto", "evaluate": True},
                 {"model": "gloss", "to": ["Q4_K_M"], "recipe": {"output_type": "Q8_0"}, "dry_run": True},
+                {"model": "gloss", "until": {"max_kld": 0.05}},
             ],
             "oneOf": [
                 {
                     "required": ["to"],
                     "properties": {"to": {"type": "array"}, "target": {"type": "null"}, "search": {"type": "null"}},
                 },
-                {"required": ["target"], "properties": {"target": {"type": "object"}, "to": {"type": "null"}}},
+                {
+                    "required": ["target"],
+                    "properties": {"target": {"type": "object"}, "to": {"type": "null"}, "until": {"type": "null"}},
+                },
+                {
+                    "required": ["until"],
+                    "properties": {
+                        "until": {"type": "object"},
+                        "to": {"type": "null"},
+                        "target": {"type": "null"},
+                        "search": {"type": "null"},
+                    },
+                },
             ],
+            # A bound needs a text to measure on.
+            "not": {
+                "required": ["until", "evaluate"],
+                "properties": {
+                    "until": {"type": "object"},
+                    "evaluate": {
+                        "type": "object",
+                        "required": ["dataset"],
+                        "properties": {"dataset": {"type": "null"}},
+                    },
+                },
+            },
         }
     )
 
@@ -217,6 +275,11 @@ class QuantizeBody(Strict):
     to: Annotated[list[Level], Field(min_length=1, max_length=MAX_NAMES)] | None = None
     target: TargetBody | None = Field(None, description="A budget: the best mix of tensor types is searched.")
     search: SearchBody | None = Field(None, description="How it is searched; only with target.")
+    until: UntilBody | None = Field(
+        None,
+        description="Levels are made from the largest down to the first that breaks this, and the last good one is "
+        "kept. Without to: those of Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q3_K_M and Q2_K that apply.",
+    )
     recipe: RecipeBody | Name | None = Field(
         None, description="Options of the quantizer, or the name of a variant whose recipe is used again."
     )
@@ -233,10 +296,12 @@ class QuantizeBody(Strict):
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
-        if (self.to is None) == (self.target is None):
-            raise ValueError("Send exactly one of to and target.")
+        if (self.to is None and self.until is None) == (self.target is None):
+            raise ValueError("Send to, until or both; or send target alone.")
         if self.search is not None and self.target is None:
             raise ValueError("search goes with target; leave it out, or send a target instead of to.")
+        if self.until is not None and isinstance(self.evaluate, EvaluateOptionsBody) and self.evaluate.dataset is None:
+            raise ValueError("until needs a text to measure on; name one in evaluate.dataset, or leave that out.")
         return self
 
 

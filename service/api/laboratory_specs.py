@@ -16,6 +16,7 @@ from service.api.laboratory_bodies import (
     RecipeBody,
     SearchBody,
     TargetBody,
+    UntilBody,
 )
 from service.api.services import Services
 from service.domain.catalog import Variant
@@ -30,12 +31,14 @@ from service.domain.jobs import (
     EvaluateSpec,
     QuantizeSpec,
     SearchOptions,
+    StepsBack,
     StoredFile,
 )
 from service.domain.names import parse_ref
 from service.domain.quants import parse_label
 from service.domain.recipes import MetadataOverride, Recipe, TypeOverride, check
 from service.domain.sizes import parse_size
+from service.domain.steps_back import Bound
 
 MIX_FLAVOUR = "mix"
 
@@ -49,8 +52,12 @@ def quantize_spec(services: Services, body: QuantizeBody, source: Variant) -> Qu
         threads=body.threads,
         recipe=recipe_of(services, body),
         calibrate=_calibration(services, body),
-        evaluate=_evaluation(services, body.evaluate),
+        # For a bound alone, speed need not be measured.
+        evaluate=_evaluation(
+            services, EvaluateOptionsBody(speed=False) if body.until and body.evaluate is False else body.evaluate
+        ),
         flavour=body.flavour,
+        until=None if body.until is None else _steps_back(body.until),
     )
 
 
@@ -106,6 +113,10 @@ def target_of(body: TargetBody) -> Target:
     """The budget, its size in bytes."""
     size = parse_size(body.size, param="target.size") if isinstance(body.size, str) else body.size
     return Target(size, body.bits_per_weight, body.max_kld, body.min_speed)
+
+
+def _steps_back(body: UntilBody) -> StepsBack:
+    return StepsBack(Bound(body.max_kld, body.max_perplexity_ratio, body.min_same_top), body.keep)
 
 
 def recipe_of(services: Services, body: QuantizeBody) -> Recipe:

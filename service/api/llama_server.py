@@ -12,7 +12,7 @@ from service.api.documents import EVENT_STREAM, errors
 from service.api.generation import VARIANT_HEADER, Generation
 from service.api.llama_server_model import meant
 from service.api.llama_server_request import grammar_field, sampled
-from service.api.llama_server_shapes import CompletedShape, CompletionBody, InfillBody, SampledBody
+from service.api.llama_server_shapes import CompletedShape, CompletionBody, InfillBody, LlamaServerError, SampledBody
 from service.api.responses import Dialect, error_from_event, json_response
 from service.api.services import Services, Use
 from service.api.streams import EventStream, error_event, sse, unless_gone
@@ -24,7 +24,7 @@ router = APIRouter(tags=["llama-server"])
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The text; with `stream`, its pieces.", "content": EVENT_STREAM},
-    **errors(404, 409, 429, 503, 504, body=True),
+    **errors(404, 409, 429, 503, 504, body=True, model=LlamaServerError),
 }
 
 
@@ -72,6 +72,8 @@ async def infill(body: InfillBody, request: Request, services: Use) -> Response:
 async def _answer_tokens(
     services: Services, request: Request, variant: Variant, body: SampledBody, tokens: tuple[int, ...]
 ) -> Response:
+    if not tokens:
+        return await _answer(services, request, variant, body, GenerationRequest(prompt=""), "")
     written = await unless_gone(request.receive, services.pool.ask(variant, Detokenize(tokens)))
     return await _answer(services, request, variant, body, GenerationRequest(prompt_tokens=tokens), written.text)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from service.api.llama_server_shapes import MAX_TOKEN_ID, SampledBody
+from service.api.llama_server_shapes import SampledBody
 from service.api.shapes import schema_grammar
 from service.domain.errors import InvalidParameter, NotSupported
 from service.domain.generation import GenerationRequest, Grammar, GrammarKind, SamplingParams
 
 _BAN = -100.0  # llama-server bans a token with false; here that is the lowest bias
-_TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 
 def sampled(asked: GenerationRequest, body: SampledBody) -> GenerationRequest:
@@ -113,11 +111,5 @@ def _only(params: SamplingParams, stages: set[str]) -> SamplingParams:
 
 def _biases(body: SampledBody) -> Iterator[tuple[int, float]]:
     pairs = body.logit_bias.items() if isinstance(body.logit_bias, dict) else body.logit_bias
-    for key, bias in pairs:
-        if isinstance(key, str) and not (_TOKEN_ID.fullmatch(key) and int(key) <= MAX_TOKEN_ID):
-            raise NotSupported(
-                "logit_bias takes token ids only; ask /tokenize for those of a text.", param="logit_bias"
-            )
-        if bias is True:
-            raise InvalidParameter("logit_bias: a bias is a number, or false to ban the token.", param="logit_bias")
-        yield int(key), _BAN if bias is False else min(max(float(bias), -100.0), 100.0)
+    for token, bias in pairs:
+        yield int(token), _BAN if bias is False else min(max(float(bias), _BAN), -_BAN)

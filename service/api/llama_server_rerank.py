@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from service.api.documents import errors
 from service.api.generation import VARIANT_HEADER
 from service.api.llama_server_model import meant
-from service.api.llama_server_shapes import RankedShape, RanksShape, RerankBody
+from service.api.llama_server_shapes import LlamaServerError, RankedShape, RanksShape, RerankBody
 from service.api.responses import json_response
 from service.api.services import Use
 from service.api.streams import unless_gone
@@ -24,7 +24,7 @@ router = APIRouter(tags=["llama-server"])
     "/v1/rerank",
     summary="Sort documents by how well they fit a query",
     response_model=RanksShape | list[RankedShape],
-    responses=errors(404, 409, 429, 503, 504, body=True),
+    responses=errors(404, 409, 429, 503, 504, body=True, model=LlamaServerError),
 )
 @router.post("/v1/reranking", name="rerank_too", include_in_schema=False)
 @router.post("/rerank", name="rerank_short", include_in_schema=False)

@@ -6,11 +6,13 @@ in order to be refused by name. -1 stands for "as much as there is" where it doe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
 from service.api.shapes import (
+    MAX_BIASES,
     MAX_LOGPROBS,
     MAX_SEED,
     MAX_TOKENS,
@@ -36,6 +38,7 @@ from service.api.shapes import (
     Stop,
     Stops,
     Temperature,
+    TokenId,
     TopK,
     TopP,
     TypicalP,
@@ -52,6 +55,35 @@ Ids = Annotated[list[Id], Field(fail_fast=True)]
 Mixed = Annotated[list[str | Id], Field(fail_fast=True, description="Texts and token ids, one after another.")]
 
 
+def _documented(example: dict[str, Any], *rules: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """What the document adds to a body: an example, null for everything that may be left out, and further rules."""
+
+    def add(schema: dict[str, Any]) -> None:
+        schema["examples"] = [example]
+        if rules:
+            schema["anyOf"] = list(rules)
+        for name, field in schema["properties"].items():
+            if name not in schema.get("required", ()) and _NULL not in field.get("anyOf", ()):
+                about = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
+                schema["properties"][name] = {"anyOf": [dict(field), _NULL], **about}
+
+    return add
+
+
+def _offered(schema: dict[str, Any]) -> WithJsonSchema:
+    """What the document says of a field that is read in order to be refused: these values ask for nothing."""
+    return WithJsonSchema({**schema, "description": "Known; other values are not carried out."})
+
+
+_NULL: dict[str, Any] = {"type": "null"}
+_NOTHING: dict[str, Any] = {"type": "array", "maxItems": 0}
+# Bodies name one of the two.
+_GRAMMARS: tuple[dict[str, Any], ...] = (
+    {"properties": {"json_schema": _NULL}},
+    {"properties": {"grammar": {"anyOf": [_NULL, {"const": ""}]}}},
+)
+
+
 class Body(Lenient):
     """A request. As with llama-server, null is the same as nothing."""
 
@@ -61,10 +93,35 @@ class Body(Lenient):
         return {key: field for key, field in value.items() if field is not None} if isinstance(value, dict) else value
 
 
+def _pair(pair: list[Any]) -> list[Any]:
+    if len(pair) != 2 or isinstance(pair[0], bool) or not isinstance(pair[0], int) or not 0 <= pair[0] <= MAX_TOKEN_ID:
+        raise ValueError("a token id and its bias are taken")
+    return pair
+
+
+# A pair; the first of them is the id. Texts in its place are refused.
+Bias = Annotated[
+    list[float | int | Literal[False]],
+    AfterValidator(_pair),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "prefixItems": [
+                {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID},
+                {"anyOf": [{"type": "number"}, {"const": False}]},
+            ],
+            "items": False,
+            "minItems": 2,
+            "maxItems": 2,
+        }
+    ),
+]
+
+
 class TokenizeBody(Body):
     """`POST /tokenize`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"content": "The word", "with_pieces": True}]})
+    model_config = ConfigDict(json_schema_extra=_documented({"content": "The word", "with_pieces": True}))
 
     model: Name | None = None
     content: str | Mixed = ""
@@ -76,7 +133,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """`POST /detokenize`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [1, 2, 3]}]})
+    model_config = ConfigDict(json_schema_extra=_documented({"tokens": [1, 2, 3]}))
 
     model: Name | None = None
     tokens: Ids = Field(default_factory=list)
@@ -113,8 +170,8 @@ class SampledBody(Body):
     ignore_eos: bool = False
     stop: Stop | Stops = Field(default_factory=list)
     logit_bias: (
-        Annotated[list[tuple[Id, float | bool]], Field(max_length=1024)]
-        | Annotated[dict[str, float | bool], Field(max_length=1024)]
+        Annotated[list[Bias], Field(max_length=MAX_BIASES)]
+        | Annotated[dict[TokenId, float | Literal[False]], Field(max_length=MAX_BIASES)]
     ) = Field(default_factory=list)
     n_probs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] = 0
     grammar: Annotated[str, StringConstraints(max_length=16 << 10)] = ""
@@ -124,19 +181,19 @@ class SampledBody(Body):
     response_fields: Annotated[list[str], Field(max_length=256)] = Field(default_factory=list)
     context_length: ContextLength | None = None
     # Known, and refused where they ask for something.
-    n_cmpl: Choices = 1
-    return_tokens: bool = False
-    post_sampling_probs: bool = False
-    dynatemp_range: Annotated[float, Field(ge=0)] = 0.0
-    lora: list[Any] = Field(default_factory=list)
-    image_data: list[Any] = Field(default_factory=list)
+    n_cmpl: Annotated[Choices, _offered({"type": "integer", "enum": [1]})] = 1
+    return_tokens: Annotated[bool, _offered({"const": False})] = False
+    post_sampling_probs: Annotated[bool, _offered({"const": False})] = False
+    dynatemp_range: Annotated[float, Field(ge=0), _offered({"enum": [0]})] = 0.0
+    lora: Annotated[list[Any], _offered(_NOTHING)] = Field(default_factory=list)
+    image_data: Annotated[list[Any], _offered(_NOTHING)] = Field(default_factory=list)
 
 
 class CompletionBody(SampledBody):
     """`POST /completion`."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "gloss:Q4_K_M", "prompt": "The word", "n_predict": 16}]}
+        json_schema_extra=_documented({"model": "gloss:Q4_K_M", "prompt": "The word", "n_predict": 16}, *_GRAMMARS)
     )
 
     prompt: str | Mixed
@@ -153,9 +210,9 @@ class InfillBody(SampledBody):
     """`POST /infill`."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"input_prefix": "def add(a, b):\n    ", "input_suffix": "\n", "n_predict": 16}],
-        }
+        json_schema_extra=_documented(
+            {"input_prefix": "def add(a, b):\n    ", "input_suffix": "\n", "n_predict": 16}, *_GRAMMARS
+        )
     )
 
     input_prefix: str
@@ -168,7 +225,11 @@ class RerankBody(Body):
     """`POST /v1/rerank`. `texts` in the place of `documents` asks for the shape of text-embeddings-inference."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"query": "What is a panda?", "documents": ["hi", "The panda is a bear."]}]}
+        json_schema_extra=_documented(
+            {"query": "What is a panda?", "documents": ["hi", "The panda is a bear."]},
+            {"properties": {"texts": _NULL, "documents": {"type": "array"}}, "required": ["documents"]},
+            {"properties": {"documents": _NULL, "texts": {"type": "array"}}, "required": ["texts"]},
+        )
     )
 
     model: Name | None = None
@@ -177,6 +238,22 @@ class RerankBody(Body):
     texts: Annotated[list[str], Field(min_length=1, max_length=MAX_DOCUMENTS)] | None = None
     top_n: Annotated[int, Field(ge=1, le=MAX_DOCUMENTS), WHOLE] | None = None
     return_text: bool = False
+
+
+class LlamaServerErrorObject(Shape):
+    """What went wrong; `reason` is quantry's stable code."""
+
+    code: int = Field(description="The status.")
+    message: str
+    type: str
+    param: str | None
+    reason: str
+
+
+class LlamaServerError(Shape):
+    """Every answer that is not a success."""
+
+    error: LlamaServerErrorObject
 
 
 class PieceShape(Shape):

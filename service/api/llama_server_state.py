@@ -10,9 +10,10 @@ from service.api.documents import errors
 from service.api.generation import VARIANT_HEADER
 from service.api.llama_server_answer import settings
 from service.api.llama_server_model import meant
-from service.api.llama_server_shapes import SlotShape
+from service.api.llama_server_shapes import LlamaServerError, SlotShape
 from service.api.responses import json_response
 from service.api.services import Services, Use
+from service.api.shapes import NAME_PATTERN
 from service.api.streams import unless_gone
 from service.domain.catalog import Variant
 from service.domain.errors import InvalidParameter, Unavailable
@@ -22,10 +23,21 @@ from service.workers.slots import WorkerStatus
 
 router = APIRouter(tags=["llama-server"])
 
-Model = Annotated[str | None, Query(max_length=600, description="A variant's name; without it the one in memory.")]
+Model = Annotated[
+    str | None,
+    Query(
+        max_length=600,
+        description="A variant's name; without it the one in memory.",
+        json_schema_extra={"anyOf": [{"type": "string", "pattern": NAME_PATTERN}]},
+    ),
+]
 
 
-@router.get("/props", summary="What a variant is served with (llama-server)", responses=errors(404, 409, 429, 503, 504))
+@router.get(
+    "/props",
+    summary="What a variant is served with (llama-server)",
+    responses=errors(404, 409, 429, 503, 504, model=LlamaServerError),
+)
 async def props(request: Request, services: Use, model: Model = None) -> Response:
     """Loads the variant where it is not in memory. Where it is not clear which one is meant: a router's answer."""
     try:
@@ -70,7 +82,11 @@ async def props(request: Request, services: Use, model: Model = None) -> Respons
     return json_response(answer, headers={VARIANT_HEADER: variant.name})
 
 
-@router.get("/slots", summary="Sequences of a loaded variant (llama-server)", responses=errors(404, 409, 503))
+@router.get(
+    "/slots",
+    summary="Sequences of a loaded variant (llama-server)",
+    responses=errors(404, 409, 503, model=LlamaServerError),
+)
 async def slots(
     services: Use,
     model: Model = None,
@@ -92,7 +108,7 @@ async def slots(
     ]
 
 
-@router.get("/lora-adapters", summary="LoRA adapters (llama-server)", responses=errors())
+@router.get("/lora-adapters", summary="LoRA adapters (llama-server)", responses=errors(model=LlamaServerError))
 async def lora_adapters() -> list[dict[str, Any]]:
     """None are loaded: the list is empty."""
     return []

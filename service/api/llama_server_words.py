@@ -16,6 +16,7 @@ from service.api.llama_server_shapes import (
     ContentShape,
     DetokenizeBody,
     InputTokensShape,
+    LlamaServerError,
     PromptShape,
     TokenizeBody,
     TokensShape,
@@ -36,7 +37,7 @@ class TemplateBody(ChatBody):
     model: Name = ""
 
 
-_ERRORS = errors(404, 409, 429, 503, 504, body=True)
+_ERRORS = errors(404, 409, 429, 503, 504, body=True, model=LlamaServerError)
 
 
 @router.post("/tokenize", summary="Text to token ids", response_model=TokensShape, responses=_ERRORS)
@@ -71,7 +72,7 @@ async def apply_template(body: TemplateBody, request: Request, services: Use) ->
     "/v1/chat/completions/input_tokens",
     summary="Count the tokens of a conversation (OpenAI)",
     response_model=InputTokensShape,
-    responses=_ERRORS,
+    responses=errors(404, 409, 429, 503, 504, body=True),
 )
 async def input_tokens(body: ChatBody, request: Request, services: Use) -> Response:
     """How many tokens the prompt has, template and tools included. The body is that of `/v1/chat/completions`."""

@@ -30,7 +30,7 @@ from service.api.uploads import receive_blob
 from service.domain.catalog import Variant
 from service.domain.errors import BlobNotFound, InvalidParameter, JobFailed, ModelNotFound, NotSupported, QuantryError
 from service.domain.jobs import ENDED, ImportSpec, Job, JobStatus, QuantizeSpec
-from service.domain.names import ModelRef, parse_digest, parse_ref
+from service.domain.names import ModelRef, check_not_reserved, parse_digest, parse_ref
 from service.domain.presets import Preset
 from service.domain.quants import find_label
 
@@ -38,6 +38,7 @@ router = APIRouter(prefix="/api", tags=["ollama"])
 
 # What Ollama sends for a layer that has no digest yet.
 _NO_DIGEST = "0" * 19
+_MOST_JOBS = 1000
 
 
 @router.head("/blobs/{digest}", include_in_schema=False)
@@ -95,6 +96,14 @@ async def create(body: CreateBody, request: Request, services: Use) -> Response:
 
 
 @dataclass(frozen=True, slots=True)
+class _Work:
+    """A job, and whether it was begun for this request; else it was under way for somebody else."""
+
+    job: Job
+    is_ours: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Making:
     """What is to be made: a name, its preset, and the source: a variant, or the job that imports it."""
 
@@ -102,20 +111,21 @@ class _Making:
     preset: Preset
     level: str | None
     source: Variant | None
-    job: Job | None  # the first one: an import, or a quantize job where there is a source
+    work: _Work | None  # the first job: an import, or a quantize job where there is a source
     known: frozenset[int]  # variants of the model, and of the source's, that were there before
 
 
 async def _prepared(services: Services, body: CreateBody) -> _Making:
     """Everything that can be refused before the first byte."""
     ref = tagged(parse_ref(body.ref))
+    check_not_reserved(ref.flavour)
     level = None if body.level is None else _level(body.level)
     before = await asyncio.to_thread(services.catalog.variants, ref.key.display)
     known = frozenset(variant.id for variant in before)
     if body.from_name is None:
         preset = _preset(body, Preset())
-        job = await services.jobs.submit_import(await _import(services, body, ref, level))
-        return _Making(ref, preset, level, None, job, known)
+        spec = await _import(services, body, ref, level)
+        return _Making(ref, preset, level, None, await _begun(services, spec), known)
     found = await meant(services, body.from_name, param="from")
     siblings = await asyncio.to_thread(services.catalog.variants, found.variant.model.display)
     known |= frozenset(variant.id for variant in siblings)
@@ -124,10 +134,17 @@ async def _prepared(services: Services, body: CreateBody) -> _Making:
     if level is not None and source.quantization != level:
         # A bare name means the variant to quantize from: the one that has lost least.
         source = await services.find_source(body.from_name)
-    quantizing: Job | None = None
+    work: _Work | None = None
     if level is not None and source.quantization != level:
-        quantizing = await services.jobs.submit_quantize(QuantizeSpec(source.name, source.digest, (level,)))
-    return _Making(ref, preset, level, source, quantizing, known)
+        work = await _begun(services, QuantizeSpec(source.name, source.digest, (level,)))
+    return _Making(ref, preset, level, source, work, known)
+
+
+async def _begun(services: Services, spec: ImportSpec | QuantizeSpec) -> _Work:
+    jobs = services.jobs
+    active = {job.id for status in JobStatus if status not in ENDED for job in await jobs.list(status, _MOST_JOBS)}
+    job = await (jobs.submit_import(spec) if isinstance(spec, ImportSpec) else jobs.submit_quantize(spec))
+    return _Work(job, job.id not in active)
 
 
 def _level(written: str) -> str:
@@ -187,23 +204,24 @@ async def _drained(statuses: AsyncGenerator[dict[str, Any], None]) -> None:
 
 async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[str, Any], None]:
     """The statuses, in Ollama's order and words. Raises what the jobs end with."""
-    source, job = making.source, making.job
+    source, work = making.source, making.work
     if source is None:
-        assert job is not None
+        assert work is not None
         yield {"status": "parsing GGUF"}
-        async with aclosing(_followed(services, job)) as jobs:
+        job = work.job
+        async with aclosing(_followed(services, work)) as jobs:
             async for job in jobs:  # noqa: B007  (its last state is what counts)
                 pass
         source = await services.find(_result(job))
-        job = None
+        work = None
         if making.level is not None and source.quantization != making.level:
-            spec = QuantizeSpec(source.name, source.digest, (making.level,))
-            job = await services.jobs.submit_quantize(spec)
-    variant, made = source, job is not None
-    if job is not None:
+            work = await _begun(services, QuantizeSpec(source.name, source.digest, (making.level,)))
+    variant = source
+    if work is not None:
+        job = work.job
         total = await asyncio.to_thread(_planned_bytes, services, source, making.level)
         status = f"quantizing {source.quantization} model to {making.level}"
-        async with aclosing(_followed(services, job)) as jobs:
+        async with aclosing(_followed(services, work)) as jobs:
             async for job in jobs:
                 completed = int(job.progress * total)
                 yield {"status": status, "digest": _NO_DIGEST, "total": total, "completed": completed}
@@ -211,18 +229,19 @@ async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[
         yield {"status": "verifying conversion"}
     brought = frozenset({variant.id, source.id}) - making.known
     named = await asyncio.to_thread(give_name, services, variant, making.ref, making.preset, brought)
-    if variant.id in brought and variant.id != named.id:
+    if work is not None and work.is_ours and variant.id in brought and variant.id != named.id:
         # The level was made within the source's model, which is to stay as it was; the file is the new name's now.
         await asyncio.to_thread(services.catalog.delete, parse_ref(variant.name))
-    yield {"status": f"{'creating new' if made else 'using existing'} layer {named.digest}"}
+    yield {"status": f"{'using existing' if work is None else 'creating new'} layer {named.digest}"}
     for text in _texts(making.preset):
         yield {"status": f"creating new layer sha256:{hashlib.sha256(text.encode()).hexdigest()}"}
     yield {"status": "writing manifest"}
     yield {"status": "success"}
 
 
-async def _followed(services: Services, job: Job) -> AsyncGenerator[Job, None]:
+async def _followed(services: Services, work: _Work) -> AsyncGenerator[Job, None]:
     """The job as it goes on, to its end. Raises its error. Whoever stops listening before the end cancels it."""
+    job = work.job
     try:
         if job.status not in ENDED:
             async with aclosing(services.jobs.subscribe(job.id)) as events:
@@ -232,7 +251,7 @@ async def _followed(services: Services, job: Job) -> AsyncGenerator[Job, None]:
             job = await services.jobs.get(job.id)
         yield job
     finally:
-        if job.status not in ENDED:
+        if job.status not in ENDED and work.is_ours:
             services.background.start(services.jobs.cancel(job.id), name=f"cancel {job.id}")
     if job.error is not None:
         raise error_from(job.error.code, job.error.message)

@@ -35,6 +35,7 @@ from service.api.shapes import (
 )
 from service.domain.errors import InvalidParameter, NotSupported
 from service.domain.generation import Grammar
+from service.domain.names import parse_ref
 
 MAX_TOOLS = 256
 MAX_INPUTS = 2048
@@ -75,12 +76,16 @@ KeepAlive = Annotated[
     AfterValidator(_duration),
     WithJsonSchema(
         {
-            "anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^([0-9]{1,6}(ms|s|m|h))+$", "maxLength": 32}],
+            "anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^([0-9]{1,6}(ms|s|m|h))+$", "maxLength": 64}],
             "description": "Seconds or a duration like 5m; below 0 for ever, 0 unloads after this request.",
         }
     ),
 ]
 Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1), WHOLE]
+Images = Annotated[
+    list[Any] | None,
+    WithJsonSchema({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}], "description": "Refused."}),
+]
 Think = bool | Literal["low", "medium", "high", "max"]
 Template = Annotated[str, StringConstraints(max_length=MAX_TEMPLATE_CHARACTERS)]
 Format = Literal["", "json"] | JsonSchema
@@ -133,7 +138,7 @@ class ChatMessage(Lenient):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: Annotated[list[Any] | None, WithJsonSchema({"type": "array", "maxItems": 0})] = None
+    images: Images = None
     tool_calls: Annotated[list[Call], Field(max_length=MAX_TOOLS)] | None = None
     tool_name: Annotated[str, StringConstraints(max_length=256)] | None = None
     tool_call_id: Annotated[str, StringConstraints(max_length=256)] | None = None
@@ -206,7 +211,7 @@ class GenerateBody(Asking):
         Annotated[list[Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID), WHOLE]], Field(max_length=MAX_TOKENS)] | None
     ) = None
     raw: bool | None = None
-    images: Annotated[list[Any] | None, WithJsonSchema({"type": "array", "maxItems": 0})] = None
+    images: Images = None
 
     def check(self) -> None:
         """Raise NotSupported or InvalidParameter for what these fields ask for together."""
@@ -288,15 +293,17 @@ class Named(Lenient):
         json_schema_extra={"anyOf": [{"required": ["model"]}, {"required": ["name"]}], "examples": [{"model": "gloss"}]}
     )
 
-    model: Annotated[str, StringConstraints(max_length=600)] | None = None
-    name: Annotated[str, StringConstraints(max_length=600)] | None = None
+    model: Name | None = None
+    name: Name | None = None
 
     @property
     def ref(self) -> str:
-        """The name. Raises InvalidParameter when there is none."""
+        """The name. Raises InvalidParameter when there is none, InvalidName for a `name` that is none."""
         found = self.model or self.name
         if not found:
             raise InvalidParameter("model is required; send the name of one.", param="model")
+        if self.name:
+            parse_ref(self.name)
         return found
 
 

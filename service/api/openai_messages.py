@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, StringConstraints, WithJsonSchema
 
 from service.api.openai_shapes import NULL, TEXT, Lenient, offered
-from service.api.openai_tools import ToolName
+from service.api.openai_tools import ToolName, function_is_required
 from service.domain.errors import InvalidParameter, NotSupported
 from service.domain.generation import Message, ToolCall
 
@@ -60,6 +60,8 @@ class CalledBody(Lenient):
 
 class ToolCallBody(Lenient):
     """An earlier call of the assistant's."""
+
+    model_config = ConfigDict(json_schema_extra=function_is_required)
 
     id: CallId
     type: Annotated[str, WithJsonSchema({"const": "function"})] = "function"

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import WithJsonSchema
 
 from service.api import generation
 from service.api.auth import caller
@@ -74,7 +75,7 @@ class ItemsShape(Shape):
     has_more: bool
 
 
-class InputTokensShape(Shape):
+class ResponseInputTokensShape(Shape):
     """How long a prompt is."""
 
     object: Literal["response.input_tokens"] = "response.input_tokens"
@@ -118,12 +119,12 @@ async def create_response(body: ResponsesBody, request: Request, services: Use) 
     summary="Count the tokens of a request for a response (OpenAI)",
     responses=errors(404, 409, 429, 503, 504, body=True),
 )
-async def count_input_tokens(body: ResponsesBody, request: Request, services: Use) -> InputTokensShape:
+async def count_input_tokens(body: ResponsesBody, request: Request, services: Use) -> ResponseInputTokensShape:
     """How many tokens the prompt would have, template and tools included. Loads the variant where needed."""
     _, asked = _asked(body, services, caller(request.scope).salt)
     variant = await services.servable(body.model)
     rendered = await unless_gone(request.receive, services.pool.ask(variant, Render(asked)))
-    return InputTokensShape(input_tokens=len(rendered.tokens))
+    return ResponseInputTokensShape(input_tokens=len(rendered.tokens))
 
 
 @router.get(
@@ -136,7 +137,11 @@ async def show_response(
     response_id: ResponseId,
     request: Request,
     services: Use,
-    stream: Annotated[bool, Query(description="Not carried out: a response is kept once it is whole.")] = False,
+    stream: Annotated[
+        bool,
+        Query(description="Known; a response that is whole is not streamed."),
+        WithJsonSchema({"type": "boolean", "const": False}),
+    ] = False,
 ) -> Response:
     """As it was sent."""
     if stream:

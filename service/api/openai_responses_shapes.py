@@ -100,7 +100,7 @@ class TextBody(Lenient):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ReasoningBody(Lenient):
+class ResponseReasoningBody(Lenient):
     """How much to think. There are no summaries: the thinking itself is in the answer."""
 
     effort: Effort | None = None
@@ -131,7 +131,7 @@ class ResponsesBody(Sampled):
     include: list[str] | None = None
     metadata: Metadata | None = None
     text: TextBody | None = None
-    reasoning: ReasoningBody | None = None
+    reasoning: ResponseReasoningBody | None = None
     tools: Annotated[list[FunctionToolBody], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolMoment | FunctionChoiceBody | AllowedToolsBody | None = None
     parallel_tool_calls: bool | None = None

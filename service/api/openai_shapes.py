@@ -268,6 +268,17 @@ class Common(Sampled):
             )
 
 
+# A list is given up at its first wrong item: a problem for each of a million would hold up the event loop.
+_Several = Annotated[list[T], Field(fail_fast=True)]
+_TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1), WHOLE]
+_IDS: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1},
+    "minItems": 1,
+}
+_ONE: dict[str, Any] = {"type": "array", "minItems": 1, "maxItems": 1}
+
+
 class CompletionBody(Common):
     """`POST /v1/completions`."""
 
@@ -278,17 +289,10 @@ class CompletionBody(Common):
         }
     )
 
-    # OpenAI's list also takes several prompts, and tokens.
+    # OpenAI's list also takes several prompts.
     prompt: Annotated[
-        str | list[str] | list[int] | list[list[int]],
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    TEXT,
-                    {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1},
-                ]
-            }
-        ),
+        str | _Several[str] | _Several[_TokenId] | _Several[_Several[_TokenId]],
+        WithJsonSchema({"anyOf": [TEXT, _IDS, *({**_ONE, "items": items} for items in (TEXT, _IDS))]}),
     ]
     suffix: Annotated[str | None, offered({"const": ""})] = None
     echo: Annotated[bool | None, offered({"const": False})] = None
@@ -310,9 +314,11 @@ class CompletionBody(Common):
                 "Texts are not made to be thrown away here; send the number as n and choose.", param="best_of"
             )
         refuse({"suffix": bool(self.suffix), "echo": bool(self.echo)})
+        prompt = self._one_prompt()
         return self.drawn(
             GenerationRequest(
-                prompt=self.text,
+                prompt=prompt if isinstance(prompt, str) else None,
+                prompt_tokens=() if isinstance(prompt, str) else prompt,
                 max_tokens=self.max_tokens if self.max_tokens is not None else DEFAULT_COMPLETION_TOKENS,
                 choices=self.n or 1,
                 logprobs=self.alternatives,
@@ -320,14 +326,16 @@ class CompletionBody(Common):
             )
         )
 
-    @property
-    def text(self) -> str:
-        """The prompt; NotSupported for several, or for tokens."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        if len(self.prompt) == 1 and isinstance(self.prompt[0], str):
-            return self.prompt[0]
-        raise NotSupported("The prompt must be one string; send several requests for several prompts.", param="prompt")
+    def _one_prompt(self) -> str | tuple[int, ...]:
+        """Text, or token ids; NotSupported for several prompts."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            return prompt
+        if prompt and isinstance(prompt[0], int):
+            return tuple(prompt)
+        raise NotSupported("There must be one prompt; send several requests for several prompts.", param="prompt")
 
 
 def given(value: T | None, default: T) -> T:

@@ -9,9 +9,9 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, WithJsonSchema
+from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from service.api.openai_shapes import Lenient
+from service.api.openai_shapes import NULL, Lenient
 from service.api.shapes import JsonSchema
 from service.domain.errors import InvalidParameter, NotSupported
 from service.domain.generation import Tool, ToolCall, ToolChoice, ToolMode
@@ -20,6 +20,14 @@ MAX_TOOLS = 128
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./:-]{1,128}$")]
 ToolMoment = Literal["none", "auto", "required"]
+
+
+def function_is_required(schema: dict[str, Any]) -> None:
+    """What the document says of a body that has its `function` unless it is of a type that is refused by name."""
+    function = schema["properties"]["function"]
+    del function["default"]
+    function["anyOf"].remove(NULL)
+    schema["required"] = [*schema.get("required", ()), "function"]
 
 
 class FunctionBody(Lenient):
@@ -36,11 +44,13 @@ class FunctionBody(Lenient):
         return tool_of(self.name, self.description, self.parameters, strict=self.strict)
 
 
-class ToolBody(Lenient):
+class ChatToolBody(Lenient):
     """A tool; only functions are carried out."""
 
+    model_config = ConfigDict(json_schema_extra=function_is_required)
+
     type: Annotated[str, WithJsonSchema({"const": "function"})]
-    function: Annotated[FunctionBody, Field()] | None = None
+    function: FunctionBody | None = None
 
 
 class FunctionNameBody(Lenient):
@@ -70,7 +80,7 @@ class AllowedChoiceBody(Lenient):
     allowed_tools: AllowedBody
 
 
-Tools = Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[list[ChatToolBody], Field(max_length=MAX_TOOLS)]
 Functions = Annotated[list[FunctionBody], Field(max_length=MAX_TOOLS)]
 Choice = ToolMoment | NamedChoiceBody | AllowedChoiceBody
 
@@ -81,7 +91,7 @@ def tool_of(name: str, description: str | None, parameters: dict[str, Any] | Non
     return Tool(name, description or "", schema, bool(strict))
 
 
-def tools_of(tools: Sequence[ToolBody]) -> tuple[Tool, ...]:
+def tools_of(tools: Sequence[ChatToolBody]) -> tuple[Tool, ...]:
     """Tools in their order; NotSupported for one that is no function."""
     found = []
     for index, tool in enumerate(tools):

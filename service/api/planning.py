@@ -20,12 +20,18 @@ from service.domain.estimates import QuantizeRun, level_seconds, quantize_second
 from service.domain.evaluation import Target
 from service.domain.quants import QUANTIZATIONS
 from service.domain.recipes import Recipe
+from service.domain.steps_back import LADDER, applicable, downwards
 
 
 async def plan(services: Services, source: Variant, body: QuantizeBody) -> list[dict[str, Any]]:
-    """The plan of each level asked for; with `target`, of every plain level that keeps to its size, largest first."""
+    """The plan of each level asked for; with `target`, of every plain level that keeps to its size, largest first.
+
+    With `until` in the order in which they would be tried; where none is named, those of the ladder that apply.
+    """
     recipe = await asyncio.to_thread(recipe_of, services, body)
     levels = tuple(QUANTIZATIONS) if body.target is not None else wanted_levels(body)
+    if body.until is not None:
+        levels = levels or LADDER
     has_importance = body.imatrix is not None or recipe.importance_matrix is not None
     plans: Sequence[LevelPlan]
     if recipe.is_stock and not has_importance and not body.tensors:
@@ -34,6 +40,8 @@ async def plan(services: Services, source: Variant, body: QuantizeBody) -> list[
         plans = await services.jobs.plan(source, [recipe.at(level) for level in levels], has_importance=has_importance)
     if body.target is not None:
         plans = within(plans, target_of(body.target))
+    if body.until is not None:
+        plans = _downwards(plans, source, named=body.to is not None, has_importance=has_importance)
     return await asyncio.to_thread(_shapes, services, source, plans, body, recipe, has_importance)
 
 
@@ -41,6 +49,12 @@ def _kept_plans(services: Services, source: Variant, levels: Sequence[str]) -> l
     kept = {plan.quantization: plan for plan in services.catalog.plans(source.digest)}
     missing = "No plan is stored for this level; import the file again."
     return [kept.get(level) or LevelPlan(level, 0, 0.0, False, error=missing) for level in levels]
+
+
+def _downwards(plans: Sequence[LevelPlan], source: Variant, *, named: bool, has_importance: bool) -> list[LevelPlan]:
+    by_level = {plan.quantization: plan for plan in plans}
+    labels = tuple(by_level) if named else applicable(plans, source.size_bytes, has_importance=has_importance)
+    return [by_level[label] for label in downwards(labels, by_level)]
 
 
 def within(plans: Sequence[LevelPlan], target: Target) -> list[LevelPlan]:

@@ -218,7 +218,7 @@ def error_from_validation(problems: Sequence[Mapping[str, Any]]) -> QuantryError
         message = f"The field {param!r} is missing; send it."
     else:
         said = str(problem["msg"]).removeprefix("Value error, ")
-        message = f"{param}: {said[0].lower()}{said[1:]}."
+        message = f"{param}: {said[0].lower()}{said[1:].rstrip('.')}."
     if len(problems) > 1:
         message += f" ({len(problems)} problems in all; this is the first.)"
     return InvalidParameter(message, param=param)

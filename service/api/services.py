@@ -16,6 +16,7 @@ from service.api.background import Background
 from service.api.openai_store import ResponseStore
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, InvalidName, ModelNotFound
+from service.domain.names import parse_ref
 from service.jobs.describing import Descriptions
 from service.jobs.runner import JobRunner
 from service.metrics import Metrics
@@ -69,8 +70,11 @@ class Services:
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)  # one re-hash at a time: it reads a whole blob
 
     async def find(self, name: str) -> Variant:
-        """The variant that `name` reaches; ModelNotFound or InvalidName with `param` "model"."""
-        return self.catalog.remembered(name) or await _resolved(self.catalog.resolve, name)
+        """The variant that `name` reaches; ModelNotFound or InvalidName with `param` "model".
+
+        `auto` for a tag reaches the stored level that is recommended for this machine as it is now.
+        """
+        return self.catalog.remembered(name) or await _resolved(self._find, name)
 
     async def find_source(self, name: str) -> Variant:
         """As `find`, but a bare name means the variant to quantize from: the one that has lost least."""
@@ -85,6 +89,12 @@ class Services:
                 param="model",
             )
         return variant
+
+    def _find(self, name: str) -> Variant:
+        from service.api.automatic import recommended_now  # which reads what it is given here
+
+        ref = parse_ref(name)
+        return recommended_now(self, ref.key.display) if ref.wants_recommended else self.catalog.resolve(name)
 
 
 async def _resolved(resolve: Callable[[str], Variant], name: str) -> Variant:

@@ -90,7 +90,7 @@ class _Lines(_Quiet):
         for step in job.steps:
             if step.status in _ENDED and step.name not in self._told:
                 self._told.add(step.name)
-                self._session.note(f"{step.name}: {step.status} ({len(self._told)} of {len(job.steps)})", style="")
+                self._session.note(f"{step.name}: {_detail(step)} ({len(self._told)} of {len(job.steps)})", style="")
 
 
 class _Bars(_Quiet):
@@ -130,9 +130,8 @@ class _Bars(_Quiet):
 
 
 def _detail(step: StepShape) -> str:
-    if step.status == "running":
-        return step.detail or ""
-    return step.status
+    left_out = (step.detail or "").startswith("left out")
+    return step.detail or "" if step.status == "running" or left_out else step.status
 
 
 def ending(job: JobShape) -> Text:

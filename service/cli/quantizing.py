@@ -38,6 +38,12 @@ def _budget(name: str, about: str, **rules: Any) -> Any:
     return typer.Option(name, help=about, rich_help_panel=_BUDGET, show_default=False, **rules)
 
 
+def _bound(name: str, about: str) -> Any:
+    return typer.Option(
+        name, help=about, rich_help_panel="From the largest level down, until one breaks a bound", show_default=False
+    )
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     command(app, "quantize", _PANEL, added={**recipes.OPTIONS, **measuring.OPTIONS})(quantize)
@@ -61,6 +67,14 @@ def quantize(
     types: Annotated[str | None, _budget("--types", "Types that may be used.", metavar="TYPE,TYPE,...")] = None,
     guide: Annotated[str | None, _budget("--guide", "auto, measured or estimated.")] = None,
     max_seconds: Annotated[float | None, _budget("--max-seconds", "Longest search.", min=1)] = None,
+    until_kld: Annotated[float | None, _bound("--until-kld", "Most mean KL divergence to the source.")] = None,
+    until_perplexity_ratio: Annotated[
+        float | None, _bound("--until-perplexity-ratio", "Largest ratio of perplexity to the source's.")
+    ] = None,
+    until_same_top: Annotated[
+        float | None, _bound("--until-same-top", "Smallest share of tokens with the same most likely token.")
+    ] = None,
+    keep_all: Annotated[bool, _bound("--keep-all", "Keep all levels, not the last good one alone.")] = False,
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure each level once it is made.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="Threads to compute with.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
@@ -69,9 +83,10 @@ def quantize(
     """Make levels of a stored model, or the best mix of tensor types within a budget, with a bar for each step."""
     target = {"size": size, "bits_per_weight": bits_per_weight, "max_kld": max_kld, "min_speed": min_speed}
     target = {name: value for name, value in target.items() if value is not None}
-    if bool(levels) + all_levels + bool(target) != 1:
+    until = _until(until_kld, until_perplexity_ratio, until_same_top, keep_all=keep_all)
+    if bool(levels) + all_levels + bool(target) > 1 or not (levels or all_levels or target or until):
         raise CommandFailed(
-            "usage", "Name levels, or say --all, or give a budget such as --size.",
+            "usage", "Name levels, or say --all, or give a bound such as --until-kld or a budget such as --size.",
             remedy=f"quantry quantize {model} Q4_K_M", exit_code=ExitCode.USAGE,
         )  # fmt: skip
     body: dict[str, Any] = {"model": model, **recipes.fields(options)}
@@ -86,16 +101,24 @@ def quantize(
             "usage", "--types, --guide and --max-seconds go with a budget.", remedy="give one, such as --size 3GiB",
             exit_code=ExitCode.USAGE,
         )  # fmt: skip
+    if until:
+        body["until"] = until
+        if target:
+            raise CommandFailed(
+                "usage", "A bound goes with levels, not with a budget.", remedy="leave one of them out",
+                exit_code=ExitCode.USAGE,
+            )  # fmt: skip
     with session.client() as client:
         if target:
             body |= {"target": target, **({"search": search} if search else {})}
-        else:
+        elif levels or all_levels:
             body["to"] = makeable(client, model) if all_levels else [parse_label(level) for level in levels or ()]
-        finish(session, client, read(JobShape, client.send("POST", "/v1/quantize", body=body)), detach=detach)
+        job = read(JobShape, client.send("POST", "/v1/quantize", body=body))
+        finish(session, client, job, detach=detach, verdicts=bool(until))
 
 
-def finish(session: Session, client: Client, job: JobShape, *, detach: bool) -> None:
-    """Follow a job that makes or measures variants, and show them; or say how to."""
+def finish(session: Session, client: Client, job: JobShape, *, detach: bool, verdicts: bool = False) -> None:
+    """Follow a job that makes or measures variants, and show them; or say how to. `verdicts`: what each one lost."""
     if detach:
         if session.as_json:
             session.document(job)
@@ -104,6 +127,10 @@ def finish(session: Session, client: Client, job: JobShape, *, detach: bool) -> 
     job = watch_job(session, client, job)
     if session.as_json:
         return
+    if verdicts:
+        for step in job.steps:
+            if step.detail and step.name.startswith("evaluate "):
+                session.note(f"{step.name.removeprefix('evaluate ')}: {step.detail}")
     rows = [row for row in variants(client).data if row.name in set(job.result)]
     print_variants(session, rows)
     if any(row.card for row in rows):
@@ -147,6 +174,19 @@ def plan(
         for row in listing.data:
             session.say(f"\n{row.quantization}")
             session.table(tables.tensors(row.tensors or []))
+
+
+def _until(
+    kld: float | None, perplexity_ratio: float | None, same_top: float | None, *, keep_all: bool
+) -> dict[str, Any]:
+    given = {"max_kld": kld, "max_perplexity_ratio": perplexity_ratio, "min_same_top": same_top}
+    bound: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if keep_all and not bound:
+        raise CommandFailed(
+            "usage", "--keep-all goes with a bound.", remedy="give one, such as --until-kld 0.05",
+            exit_code=ExitCode.USAGE,
+        )  # fmt: skip
+    return bound | ({"keep": "all"} if keep_all else {})
 
 
 def _search(types: str | None, guide: str | None, max_seconds: float | None) -> dict[str, Any]:

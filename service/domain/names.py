@@ -5,9 +5,9 @@
     model      1 to  80 characters  [A-Za-z0-9_] then [A-Za-z0-9_.-]*
     tag        1 to  80 characters  [A-Za-z0-9_] then [A-Za-z0-9_.-]*    default latest
 
-A tag is a quantization label (`q4_K`), a flavour and a label (`135m-instruct-q4_K_M`), or a free word. Names match
-without regard to case and keep the case they were stored with; labels match through their aliases. `name@digest`
-is no name. Every decision here is a pure function.
+A tag is a quantization label (`q4_K`), a flavour and a label (`135m-instruct-q4_K_M`), or a free word; the word `auto`
+is reserved for the level that is recommended here and now. Names match without regard to case and keep the case they
+were stored with; labels match through their aliases. `name@digest` is no name. Every decision here is a pure function.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from service.domain.quants import find_label
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
+AUTO_TAG = "auto"
 
 _LIMITS = {"host": 350, "namespace": 80, "model": 80, "tag": 80}
 _GRAMMAR = {
@@ -70,6 +71,11 @@ class ModelRef:
     def wants_default(self) -> bool:
         """True for a bare name and for `latest`: the owner's choice, else the recommended variant."""
         return self.tag is None or self.tag.lower() == DEFAULT_TAG
+
+    @property
+    def wants_recommended(self) -> bool:
+        """True for `auto`: the stored level that is recommended for this machine, as it is now."""
+        return self.tag is not None and self.tag.lower() == AUTO_TAG
 
     @property
     def canonical_tag(self) -> str | None:
@@ -122,6 +128,15 @@ def split_tag(tag: str) -> tuple[str, str | None]:
         if label is not None:
             return flavour, label
     return ("" if tag.lower() == DEFAULT_TAG else tag), None
+
+
+def check_not_reserved(word: str) -> None:
+    """Raise InvalidName for a tag or a flavour that nothing can be called."""
+    if word.lower() == AUTO_TAG:
+        raise InvalidName(
+            f"The tag {AUTO_TAG} is reserved: it stands for the level that is recommended here. Use another word.",
+            param="name",
+        )
 
 
 def parse_digest(text: str) -> str:

@@ -18,6 +18,9 @@ from service.domain.quants import PREFERENCE, QUANTIZATIONS, Family
 ENOUGH_KLD = 0.01
 """The loss that nobody is asked to go below unless they ask for it: that of Q4_K_M in the published figures."""
 
+NEAR_TIE = 1.25
+"""Sizes and losses within this factor are as good as equal: a load takes longer than such a difference gains."""
+
 _REFERENCE_PERPLEXITY = 5.9066  # of the model that the published figures are for, at F16
 _SMALLEST_LOSS = 1e-5  # smaller ones say nothing about how sensitive a model is
 _SPECIAL = frozenset({Family.TERNARY, Family.BINARY})  # for models that were trained for them
@@ -74,6 +77,7 @@ class Candidate:
     largest_context: int
     loss: Loss | None = None
     pace: Pace | None = None
+    loaded: bool = False  # in memory now: what it needs it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +144,34 @@ def recommend(candidates: Sequence[Candidate], bounds: Bounds) -> Recommendation
     )
 
 
+def stored_choice(candidates: Sequence[Candidate], bounds: Bounds) -> Candidate | None:
+    """What to answer with now: of the stored ones the recommended, or a loaded one that is nearly as good.
+
+    Where nothing fits, the smallest: whoever loads it can say why it does not. None: nothing is stored.
+    """
+    stored = [candidate for candidate in candidates if candidate.stored]
+    choice = recommend(stored, bounds).choice
+    if choice is None:
+        return min(stored, key=_by_size, default=None)
+    if choice.loaded:
+        return choice
+    near = [candidate for candidate in stored if candidate.loaded and _is_near(candidate, choice, bounds)]
+    return min(near, key=_by_size, default=choice)
+
+
+def _is_near(one: Candidate, choice: Candidate, bounds: Bounds) -> bool:
+    """Whether loading the choice instead would be worth little: hardly faster, and hardly better."""
+    if one.size_bytes > NEAR_TIE * choice.size_bytes:
+        return False
+    if one.loss is None or choice.loss is None:
+        return one.loss is choice.loss and choice.size_bytes <= NEAR_TIE * one.size_bytes
+    return one.loss.kld <= NEAR_TIE * max(bounds.kld, choice.loss.kld)
+
+
 def hindrances(candidate: Candidate, bounds: Bounds) -> tuple[Hindrance, ...]:
     """Everything that speaks against a candidate."""
     found = []
-    if candidate.need.total_bytes > bounds.memory_bytes:
+    if candidate.need.total_bytes > bounds.memory_bytes and not candidate.loaded:
         found.append(Hindrance.MEMORY)
     if candidate.loss is None:
         found.append(Hindrance.UNKNOWN_LOSS)

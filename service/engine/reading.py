@@ -5,10 +5,10 @@ Joins what the template says (formats.py), what the request asks, and what the m
 
 from __future__ import annotations
 
-from service.domain.generation import GenerationRequest, ToolMode
+from service.domain.generation import GenerationRequest, GrammarKind, ToolMode
 from service.engine.answer import Reading
 from service.engine.conversation import parameters
-from service.engine.formats import CALL_FORMATS, GENERIC, THINKING, Thinking
+from service.engine.formats import CALL_FORMATS, GENERIC, THINKING, CallFormat, Thinking
 from service.engine.grammar import JSON_OPTIONS, Constraint, GrammarCompiler
 from service.engine.prompt import Prompt, PromptRenderer
 from service.engine.tool_grammar import tool_grammar
@@ -42,7 +42,7 @@ class Reader:
         if not request.messages:
             return None
         thinking = prompt.thinking
-        calls = None if request.grammar is not None else prompt.calls
+        calls = self._calls(request, prompt)
         if thinking is None and calls is None:
             return None
         wants = request.reasoning
@@ -75,6 +75,13 @@ class Reader:
             begin = header if request.reasoning.enabled is False else self._tokens(thinking.start)
         return self._tokens(thinking.close), self._tokens(thinking.after) + header, begin
 
+    def _calls(self, request: GenerationRequest, prompt: Prompt) -> CallFormat | None:
+        """How calls are written, where any may come. Beside a form of the text only where they can be told apart."""
+        if request.grammar is None:
+            return prompt.calls
+        channels = prompt.thinking is not None and prompt.thinking.channels
+        return prompt.calls if request.grammar.kind is GrammarKind.JSON_SCHEMA and not channels else None
+
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self._model.tokenize(text, add_special=False, parse_special=True))
 
@@ -84,7 +91,16 @@ class Reader:
         Raises InvalidGrammar, and InvalidParameter for a schema that is none.
         """
         if request.grammar is not None:
-            return self._grammars.compile(request.grammar), None
+            constraint = self._grammars.compile(request.grammar)
+            calls = self._calls(request, prompt)
+            if calls is None:
+                return constraint, None
+            # A call does not have the form of the text, and one that must come leaves no room for a text.
+            answer = request.grammar.source if request.tool_choice.mode is ToolMode.AUTO else None
+            either = tool_grammar(
+                calls, request.tools, request.tool_choice, self._special.get, JSON_OPTIONS, answer=answer
+            )
+            return self._grammars.compile(either), None
         choice = request.tool_choice
         is_free = choice.mode is ToolMode.AUTO
         if prompt.calls is None or (is_free and not any(tool.strict for tool in request.tools)):

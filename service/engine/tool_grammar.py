@@ -33,9 +33,15 @@ class ToolGrammar:
 
 
 def tool_grammar(
-    form: CallFormat, tools: Sequence[Tool], choice: ToolChoice, special: SpecialToken, options: dict[str, Any]
+    form: CallFormat,
+    tools: Sequence[Tool],
+    choice: ToolChoice,
+    special: SpecialToken,
+    options: dict[str, Any],
+    *,
+    answer: str | None = None,
 ) -> ToolGrammar:
-    """Calls of the tools that may be called, at least one, and nothing else.
+    """Calls of the tools that may be called, at least one, or JSON by the schema `answer`, and nothing else.
 
     Where the choice is the model's own, only tools that are `strict` are held to their schemas. `options` are
     llguidance's for JSON. Raises InvalidGrammar, which names `tools`, and InvalidParameter for what is no schema.
@@ -60,8 +66,9 @@ def tool_grammar(
         inside = writer.json(schema) if form.tags is None else " ".join(_tagged(schema, form.tags, writer))
         names.append(f"call{number}")
         writer.rules.append(f"call{number}: {writer.text(head)} {inside} {writer.text(writing.after_arguments)}")
+    calls = f"{writer.text(writing.opening)} call {more} {writer.text(writing.closing)}"
     lines = [
-        f"start: {writer.text(writing.opening)} call {more} {writer.text(writing.closing)}",
+        f"start: {calls}" if answer is None else f"start: calls | {writer.json(check_schema(answer))}\ncalls: {calls}",
         f"call: {' | '.join(names)}",
         *writer.rules,
     ]

@@ -93,6 +93,18 @@ class Run:
         meter = self.meter = Meter(assignment.steps, assignment.weights)
         if assignment.task is not None:
             await self._drive(meter, assignment)
+        await asyncio.to_thread(assignment.conclude)
+
+    def settle(self) -> None:
+        """The job has ended: have removed what it is not to leave. Blocks."""
+        if self._assignment is None or self.meter is None:
+            return
+        try:
+            self._assignment.settle()
+        except QuantryError as problem:
+            # The job's end must be told all the same.
+            _log.error("what a job was not to leave could not be removed", job=self.job.id, problem=problem.message)
+        _note(self.meter, self._assignment)
 
     def _prepare(self) -> Assignment:
         assignment = assign(self.job.spec, self.bench)
@@ -141,8 +153,9 @@ class Run:
                     case Done():
                         return True, None
                     case outcome:
-                        await asyncio.to_thread(assignment.accept, outcome)
-                        meter.complete(assignment.step_of(outcome.step))
+                        detail = await asyncio.to_thread(assignment.accept, outcome)
+                        meter.complete(assignment.step_of(outcome.step), detail)
+                        _note(meter, assignment)
                         await self._report(meter, landed=True)
         except BadFrame as problem:
             _log.error("a job's child broke the protocol", job=self.job.id, problem=str(problem))
@@ -180,3 +193,8 @@ class Run:
 
     def _is_halted(self) -> bool:
         return self.halt is not None
+
+
+def _note(meter: Meter, assignment: Assignment) -> None:
+    for remark in assignment.remarks():
+        meter.remark(remark.step, remark.detail, left_out=remark.left_out)

@@ -35,6 +35,7 @@ from service.domain.jobs import (
     RebuildSpec,
 )
 from service.domain.recipes import Recipe, check
+from service.domain.steps_back import LADDER
 from service.jobs.admission import has_importance, is_stock, recipe_of
 from service.jobs.assignments.bench import Bench
 from service.jobs.assignments.imports import discard_refused_upload
@@ -42,7 +43,7 @@ from service.jobs.events import Followers
 from service.jobs.planning import Planner
 from service.jobs.queue import JobQueue
 from service.jobs.run import Halt, Halted, Run, RunOptions
-from service.jobs.submission import canonical, enqueue
+from service.jobs.submission import canonical, enqueue, in_order
 from service.store.stores import Stores
 
 _LOOK_AGAIN_SECONDS = 15.0
@@ -184,6 +185,8 @@ class JobRunner:
         spec = await asyncio.to_thread(canonical, asked, self._stores)
         if isinstance(spec, QuantizeSpec) and not is_stock(spec):
             await self._plan_levels(spec)
+        if isinstance(spec, QuantizeSpec) and spec.until is not None:
+            spec = await asyncio.to_thread(in_order, spec, self._bench())
         job = await asyncio.to_thread(enqueue, spec, self._queue, self._bench())
         self._followers.stored(job.id)
         self._woken.set()
@@ -192,7 +195,7 @@ class JobRunner:
     async def _plan_levels(self, spec: QuantizeSpec) -> None:
         """Have the plans that the job will be checked by: those made at import are for other options."""
         source = await asyncio.to_thread(self._stores.catalog.resolve, spec.source_name)
-        levels = [recipe_of(label, source, spec.recipe) for label in spec.levels]
+        levels = [recipe_of(label, source, spec.recipe) for label in spec.levels or LADDER]
         await self._planner.plan(source, levels, has_importance=has_importance(spec))
 
     def _bench(self, job: Job | None = None) -> Bench:
@@ -200,6 +203,9 @@ class JobRunner:
         bench = Bench(self._stores, threads=options.threads, niceness=options.niceness, plan_of=self._planner.known)
         if job is not None:
             bench.job_id, bench.done = job.id, job.result
+            bench.said = {
+                step.name: step.detail for step in job.steps if step.status is JobStatus.SUCCEEDED and step.detail
+            }
         return bench
 
     def _check_open(self) -> None:
@@ -312,6 +318,8 @@ class JobRunner:
 
     def _clean_up(self, run: Run, status: JobStatus, others: frozenset[Path]) -> None:
         """Remove the files that only this run needed; what a cancelled job has begun, too. `others` are in use."""
+        if status is not JobStatus.QUEUED:
+            run.settle()
         try:
             for temp in self._stores.blobs.incoming.glob(f"{run.job.id}-*"):
                 temp.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ class _Run:
     def _measured(self, bench: Bench) -> Estimate:
         made = Path(self._step.made)
         try:
-            return bench.measure_file(made, lambda share: self._progress(_MADE_SHARE, "checking the mix"))
+            return bench.measure_file(made, self._source, lambda share: self._progress(_MADE_SHARE, "checking the mix"))
         except BaseException:
             made.unlink(missing_ok=True)
             raise

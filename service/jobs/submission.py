@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from service.domain import recipes
-from service.domain.errors import BlobNotFound, InvalidParameter
+from service.domain.errors import BlobNotFound, InvalidParameter, QuantizationNotApplicable
 from service.domain.jobs import (
     BudgetSpec,
     CalibrateSpec,
@@ -23,10 +23,12 @@ from service.domain.jobs import (
     RebuildSpec,
     StoredFile,
 )
-from service.domain.names import parse_digest, parse_ref
-from service.jobs.admission import canonical_levels
+from service.domain.names import check_not_reserved, parse_digest, parse_ref
+from service.domain.steps_back import LADDER, applicable, downwards
+from service.jobs.admission import canonical_levels, has_importance
 from service.jobs.assignments import assign
 from service.jobs.assignments.bench import Bench
+from service.jobs.assignments.quantize import plans_of
 from service.jobs.queue import JobQueue
 from service.store.catalog import Catalog
 from service.store.stores import Stores
@@ -42,12 +44,16 @@ def canonical(spec: JobSpec, stores: Stores) -> JobSpec:
         case ImportSpec():
             if (spec.path is None) == (spec.digest is None):
                 raise InvalidParameter("Give either the path of a file on the server or the digest of an upload.")
-            return replace(spec, name=parse_ref(spec.name).display)
+            ref = parse_ref(spec.name)
+            check_not_reserved(ref.flavour)
+            return replace(spec, name=ref.display)
         case QuantizeSpec():
+            if spec.until is not None and (spec.evaluate is None or spec.evaluate.text is None):
+                raise InvalidParameter("A bound needs a text to measure on; name one in evaluate.", param="evaluate")
             return replace(
                 spec,
                 source_name=catalog.resolve(spec.source_name).name,
-                levels=canonical_levels(spec.levels),
+                levels=() if spec.until is not None and not spec.levels else canonical_levels(spec.levels),
                 recipe=recipes.check(spec.recipe),
             )
         case BudgetSpec():
@@ -61,6 +67,25 @@ def canonical(spec: JobSpec, stores: Stores) -> JobSpec:
             return replace(spec, variants=files, base=base)
         case RebuildSpec():
             return replace(spec, variant=_canonical_file(spec.variant, catalog))
+
+
+def in_order(spec: QuantizeSpec, bench: Bench) -> QuantizeSpec:
+    """A canonical spec with a bound, its levels largest first; where it names none, those of the ladder that apply.
+
+    Raises ModelNotFound, and QuantizationNotApplicable where none applies.
+    """
+    source = bench.stores.catalog.resolve(spec.source_name)
+    plans = plans_of(spec, source, spec.levels or LADDER, bench)
+    levels = spec.levels
+    if not levels:
+        planned = [plans[label] for label in LADDER if label in plans]
+        levels = applicable(planned, source.size_bytes, has_importance=has_importance(spec))
+    if not levels:
+        raise QuantizationNotApplicable(
+            f"None of {', '.join(LADDER)} can be made of {source.name} and would be smaller; name the levels to try.",
+            param="to",
+        )
+    return replace(spec, levels=downwards(levels, plans))
 
 
 def enqueue(spec: JobSpec, queue: JobQueue, bench: Bench) -> Job:

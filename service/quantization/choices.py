@@ -20,7 +20,7 @@ from service.gguf.header import DEFAULT_ALIGNMENT, Header, padded, tensor_bytes,
 from service.quantization.plan import plan_recipe
 
 LONG_BLOCKS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-"""What a mix is made of when nothing else is asked for: k-quants, and between two of them what is as fast on CPUs."""
+"""What a mix is made of when nothing else is asked for: k-quants, and IQ4_XS in the gap between 3.4 and 4.5 bits."""
 SHORT_BLOCKS = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 """What takes their place where rows do not fill their blocks of 256."""
 

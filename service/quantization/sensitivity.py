@@ -6,8 +6,10 @@ come back from its quantized form, the text is computed, and the distributions a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,19 @@ Types = Mapping[str, str]
 """Tensor -> ggml type; tensors that are not named are as in the source."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The source's logits over the second half of a window, and the logarithms of their summed exponentials."""
+
+    logits: NDArray[np.float32]
+    sums: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32]) -> _Rows:
+        """A copy of logits."""
+        return cls(logits.copy(), _log_sum_exp(logits))
+
+
 class Bench:
     """A source in memory, patched and compared with itself. Close it."""
 
@@ -44,8 +59,9 @@ class Bench:
         self._window = window
         self._context = self._new_context(self.model)
         self._patched: dict[str, str] = {}
-        self._reference: list[NDArray[np.float32]] = []  # logits of the source, each window's second half
-        self._sums: list[NDArray[np.float32]] = []  # their logarithms of summed exponentials
+        self._path = path
+        self._reference: list[_Rows] = []  # for each window
+        self._source_reference: list[_Rows] | None = None
         self._windows: list[NDArray[np.int32]] = []
 
     def close(self) -> None:
@@ -72,47 +88,68 @@ class Bench:
         """Compute a window with the source as it is; all measurements that follow look at it too."""
         self.patch({})
         self._context.decode([window], self._first)
-        logits = self._context.logits().copy()
         self._windows.append(window)
-        self._reference.append(logits)
-        self._sums.append(_log_sum_exp(logits))
+        self._reference.append(_Rows.of(self._context.logits()))
 
     def reference(self) -> list[NDArray[np.float32]]:
         """The source's logits, for each window its second half: shape (tokens, vocabulary)."""
-        return list(self._reference)
+        return [rows.logits for rows in self._reference]
 
     def forget_reference(self) -> None:
         """Start over with no windows."""
         self._windows.clear()
         self._reference.clear()
-        self._sums.clear()
 
     def measure(self, types: Types, progress: Callable[[float], None] = lambda share: None) -> Estimate:
         """Mean KL divergence in nats from the source of the model with these types, over the second halves."""
         self.patch(types)
-        return self._compare(self._context, progress)
+        return self._compare(self._context, progress, self._reference)
 
-    def measure_file(self, path: Path, progress: Callable[[float], None] = lambda share: None) -> Estimate:
+    def measure_file(
+        self, path: Path, source: Path, progress: Callable[[float], None] = lambda share: None
+    ) -> Estimate:
         """As `measure`, of the model in a file with the kernels that will serve it: those round activations as well.
 
-        Raises LoadFailed.
+        `source` is what it was made from. Where the bench has a copy of that, the source itself is computed once, with
+        the same kernels. Raises LoadFailed.
         """
+        if self._source_reference is None:
+            own = source == self._path
+            self._source_reference = (
+                self._reference if own else self._computed(source, lambda share: progress(share / 2))
+            )
+        reference = self._source_reference
+        with self._serving(path) as context:
+            return self._compare(context, progress, reference)
+
+    def _computed(self, path: Path, progress: Callable[[float], None]) -> list[_Rows]:
+        found: list[_Rows] = []
+        with self._serving(path) as context:
+            for window in self._windows:
+                context.decode([window], self._first)
+                found.append(_Rows.of(context.logits()))
+                progress(len(found) / len(self._windows))
+        return found
+
+    @contextmanager
+    def _serving(self, path: Path) -> Iterator[WindowContext]:
+        """A context over the model in a file, with the fastest kernels that work here."""
         model = load_on_processor(path)
         try:
             context = self._new_context(model)
             try:
-                return self._compare(context, progress)
+                yield context
             finally:
                 context.close()
         finally:
             model.close()
 
-    def _compare(self, context: WindowContext, progress: Callable[[float], None]) -> Estimate:
+    def _compare(self, context: WindowContext, progress: Callable[[float], None], reference: list[_Rows]) -> Estimate:
         found: list[NDArray[np.float64]] = []
-        for number, window in enumerate(self._windows):
+        for window, rows in zip(self._windows, reference, strict=True):
             context.decode([window], self._first)
-            found.append(self._divergences(context.logits(), number))
-            progress((number + 1) / len(self._windows))
+            found.append(self._divergences(context.logits(), rows))
+            progress(len(found) / len(self._windows))
         return mean(np.concatenate(found))
 
     def _new_context(self, model: Model) -> WindowContext:
@@ -134,11 +171,10 @@ class Bench:
         for first, rows in self._patches.slabs(name, kind):
             self._loaded.write(name, first, rows)
 
-    def _divergences(self, logits: NDArray[np.float32], number: int) -> NDArray[np.float64]:
-        reference, sums = self._reference[number], self._sums[number]
+    def _divergences(self, logits: NDArray[np.float32], rows: _Rows) -> NDArray[np.float64]:
         step = max(1, _BLOCK_VALUES // logits.shape[1])
         spans = [slice(start, start + step) for start in range(0, len(logits), step)]
-        parts = self._pool.map(lambda span: divergences(logits[span], reference[span], sums[span]), spans)
+        parts = self._pool.map(lambda span: divergences(logits[span], rows.logits[span], rows.sums[span]), spans)
         return np.concatenate(list(parts))
 
 

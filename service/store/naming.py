@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from service.domain.catalog import Variant
 from service.domain.errors import Conflict, InvalidName, LabelMismatch
-from service.domain.names import DEFAULT_TAG, ModelKey, ModelRef, parse_ref, split_tag
+from service.domain.names import DEFAULT_TAG, ModelKey, ModelRef, check_not_reserved, parse_ref, split_tag
 from service.domain.quants import ALIASES, preference
 
 _SHORT_LABELS: dict[str, list[str]] = {}
@@ -105,6 +105,7 @@ def check_label(ref: ModelRef, quantization: str) -> None:
 
 def check_canonical(key: ModelKey, flavour: str, quantization: str) -> None:
     """Raise InvalidName when the canonical name would be none, e.g. a flavour that leaves no room for the label."""
+    check_not_reserved(flavour)
     tag = f"{flavour}-{quantization}" if flavour else quantization
     try:
         parse_ref(f"{key.display}:{tag}")
@@ -123,7 +124,7 @@ class CopyPlan:
 
 
 def plan_copy(source: Variant, destination: ModelRef) -> CopyPlan:
-    """What `copy source destination` writes. Raises LabelMismatch.
+    """What `copy source destination` writes. Raises LabelMismatch, and InvalidName for a reserved word.
 
     | destination                | same model as the source   | another model                     |
     |----------------------------|----------------------------|-----------------------------------|
@@ -132,6 +133,7 @@ def plan_copy(source: Variant, destination: ModelRef) -> CopyPlan:
     | [flavour-]label            | variant of that flavour    | variant of that flavour           |
     """
     check_label(destination, source.quantization)
+    check_not_reserved(destination.flavour)
     if destination.label is not None:
         return CopyPlan(flavour=destination.flavour, word=None)
     if destination.key.folded == source.model.folded:

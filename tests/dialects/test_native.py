@@ -203,3 +203,40 @@ def test_hanging_up_on_several_choices_frees_them_all(gloss_server: Server) -> N
     while sum(worker["active_requests"] for worker in gloss_server.json("GET", "/v1/workers", 200)["data"]):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# --- tools and thinking ------------------------------------------------------------------------------------------
+
+WEATHER = {
+    "name": "get_weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["C", "F"]}},
+        "required": ["city", "unit"],
+    },
+}
+
+
+@pytest.mark.parametrize("model", ["gloss", "thinker"])
+def test_a_tool_is_called_after_some_thinking(tools_server: Server, model: str) -> None:
+    fields: dict[str, Any] = {
+        "model": model, "tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False,
+        "max_tokens": 120, "reasoning": {"max_tokens": 8}, "cache_prompt": False,
+    }  # fmt: skip
+    whole = ask(tools_server, **fields)
+    assert (whole["finish_reason"], whole["text"]) == ("tool_calls", "")
+    assert bool(whole["reasoning"]) == (model == "thinker") == (whole["usage"]["reasoning_tokens"] > 0)
+    (call,) = whole["tool_calls"]
+    assert set(json.loads(call["arguments"])) == {"city", "unit"}
+    came = stream(tools_server, **fields)
+    assert "".join(data["text"] for kind, data in came if kind == "thought") == (whole["reasoning"] or "")
+    pieces = [data for kind, data in came if kind == "tool_call"]
+    assert [piece["name"] for piece in pieces if "name" in piece] == ["get_weather"]
+    assert "".join(piece["arguments"] for piece in pieces) == call["arguments"]
+    turns = [
+        *QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": call["id"]},
+    ]
+    answer = ask(tools_server, model=model, messages=turns, tools=[WEATHER], max_tokens=4)
+    assert answer["usage"]["prompt_tokens"] > whole["usage"]["prompt_tokens"]

@@ -321,6 +321,24 @@ def test_a_template_may_be_jinja_and_not_gos(chatty: Server) -> None:
         client.delete("bare")
 
 
+def test_thinking_has_its_own_place(chatty: Server) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n{# ends with </think> #}"
+    )
+    with ollama.Client(host=chatty.url) as client:
+        client.create("thinker", from_="smollm2", template=template)
+        turns = [{"role": "user", "content": "Is a whale a fish?"}]
+        options = {**GREEDY, "num_predict": 12}
+        whole = client.chat("thinker", turns, think=True, options=options)
+        assert whole.message.thinking
+        assert whole.message.content == ""
+        parts = list(client.chat("thinker", turns, think="high", options=options, stream=True))
+        assert "".join(part.message.thinking or "" for part in parts) == whole.message.thinking
+        assert "thinking" in (client.show("thinker").capabilities or ())
+        client.delete("thinker")
+
+
 def test_create_from_an_uploaded_file_quantizes_to_any_level(make_server: MakeServer) -> None:
     server = make_server()
     with ollama.Client(host=server.url) as client:

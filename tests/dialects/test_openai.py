@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.server import Server
+from tests.server import MakeServer, Server
 
 HORSE = "Horse (noun): solid-hoofed herbivorous quadruped domesticated since prehistoric times."
 QUESTION = {"role": "user", "content": 'What does "horse" mean?'}
@@ -63,6 +63,18 @@ def test_completions_stop_at_a_string_that_is_not_part_of_the_text(client: OpenA
     assert limited.usage.completion_tokens == 3
 
 
+def test_a_prompt_of_tokens_is_the_text_that_they_spell(client: OpenAI, gloss_server: Server) -> None:
+    text = "It was a truth"
+    tokens = gloss_server.json("POST", "/tokenize", 200, {"model": "gloss:F16", "content": text, "add_special": True})
+    asked: dict[str, Any] = {"model": "gloss:F16", "max_tokens": 8, "temperature": 0}
+    by_text = client.completions.create(prompt=text, **asked)
+    by_tokens = client.completions.create(prompt=tokens["tokens"], **asked)
+    assert by_tokens.choices[0].text == by_text.choices[0].text
+    with pytest.raises(openai.BadRequestError) as unknown:
+        client.completions.create(prompt=[4096], **asked)
+    assert unknown.value.param == "prompt"
+
+
 def test_models_are_listed_and_found_by_every_name(client: OpenAI) -> None:
     names = {model.id for model in client.models.list()}
     assert {"gloss:F16", "gloss:Q4_K_M", "gloss:Q2_K", "gloss:Q8_0"} <= names
@@ -81,6 +93,16 @@ def test_errors_arrive_as_the_clients_own_exceptions(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model="gloss", prompt="horse " * 700)
     assert long.value.code == "context_length_exceeded"
+
+
+def test_an_unknown_key_is_told_in_openais_code(make_server: MakeServer) -> None:
+    server = make_server(QUANTRY_API_KEYS="a-key-of-at-least-sixteen-characters")
+    with (
+        OpenAI(base_url=f"{server.url}/v1", api_key="another", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError) as unknown,
+    ):
+        client.responses.create(model="gloss", input="Hi")
+    assert unknown.value.code == "invalid_api_key"
 
 
 def test_unknown_fields_are_ignored_as_openai_does(client: OpenAI) -> None:

@@ -15,6 +15,7 @@ from service.jobs.assignments.evaluate import EvaluateAssignment
 from service.jobs.assignments.imports import ImportAssignment
 from service.jobs.assignments.quantize import QuantizeAssignment
 from service.jobs.assignments.rebuild import RebuildAssignment
+from service.jobs.assignments.steps_back import StepsBackAssignment
 
 
 def assign(spec: JobSpec, bench: Bench) -> Assignment:
@@ -25,6 +26,8 @@ def assign(spec: JobSpec, bench: Bench) -> Assignment:
     match spec:
         case ImportSpec():
             return ImportAssignment(spec, bench)
+        case QuantizeSpec() if spec.until is not None:
+            return StepsBackAssignment(spec, bench)
         case QuantizeSpec():
             return QuantizeAssignment(spec, bench)
         case CalibrateSpec():

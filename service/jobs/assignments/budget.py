@@ -10,6 +10,7 @@ import msgspec
 from service.domain.catalog import Variant
 from service.domain.errors import NotFound
 from service.domain.jobs import BudgetSpec
+from service.domain.names import check_not_reserved
 from service.jobs.admission import check_source, recipe_of
 from service.jobs.assignments.bench import Bench, LaboratoryAssignment, Part, nothing
 from service.jobs.assignments.calibrate import Calibration
@@ -36,6 +37,7 @@ class BudgetAssignment(LaboratoryAssignment):
         self._bench = bench
         self._source = source = bench.variant(spec.source_name, spec.source_digest)
         check_source(source, spec.recipe)
+        check_not_reserved(spec.flavour)
         check_canonical(source.model, f"{spec.flavour}-00", _LONGEST_LABEL)
         bench.stores.blobs.check_space(spec.target.size_bytes or 0)
         self._calibration = None if spec.calibrate is None else Calibration(bench, source, spec.calibrate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from service.domain.catalog import Lineage
 from service.domain.errors import BlobNotFound, Conflict
 from service.domain.jobs import ImportSpec, Step
 from service.domain.names import parse_ref
-from service.jobs.assignments.bench import Bench
+from service.jobs.assignments.bench import Bench, Remark
 from service.jobs.messages import ImportTask, Made, Outcome, Task
 from service.store.stores import Stores
 

@@ -30,21 +30,20 @@ class QuantizeAssignment(LaboratoryAssignment):
         """
         self._spec = spec
         self._bench = bench
-        stores = bench.stores
         self._source = source = bench.variant(spec.source_name, spec.source_digest)
         self._flavour = source.flavour if spec.flavour is None else spec.flavour
         self._calibration = None if spec.calibrate is None else Calibration(bench, source, spec.calibrate)
         self._importance = self._importance_path()
         self._levels = self._admit()
-        # Files that are deleted meanwhile go with a later sweep, so that the sum counts for steps back as well.
-        needed_bytes = sum(level.size_bytes for level in self._levels if level.found is None)
-        if needed_bytes:
-            stores.blobs.check_space(needed_bytes)
         self._made: list[Variant | None] = [level.found for level in self._levels]
         self._evaluation = None if spec.evaluate is None else Evaluation(bench, spec.evaluate, source)
+        parts = self._plan_parts()
+        needed_bytes = sum(part.task.expected_bytes for part in parts if isinstance(part.task, LevelStep))
+        if needed_bytes:
+            bench.stores.blobs.check_space(needed_bytes)
         super().__init__(
             bench.blob(source.digest, source.name),
-            self._plan_parts(),
+            parts,
             threads=spec.threads or bench.threads,
             niceness=bench.niceness,
         )

@@ -262,3 +262,32 @@ def test_tools_whose_grammar_cannot_be_made_are_refused_by_name(plain: Driver) -
     assert caught.value.param == "tools"
     with pytest.raises(InvalidGrammar, match="No tool is called"):
         chat.ask(tool_choice=ToolChoice(ToolMode.NAMED, "other"))
+
+
+NUMBER = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+FORM = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(NUMBER))
+
+
+@pytest.mark.parametrize("template", [None, QWEN])
+def test_beside_a_form_the_model_calls_or_keeps_to_it(driver: Driver, template: str | None) -> None:
+    chat = Chat(driver, template)
+    marker = "<tool_call>" if template else '{"name'
+    asked: dict[str, Any] = {
+        "grammar": FORM, "tools": STRICT, "tool_choice": ToolChoice(parallel=False), "max_tokens": 160,
+    }  # fmt: skip
+    for seed in range(8):
+        answer = chat.ask(**asked, sampling=SamplingParams(temperature=1.0, seed=seed))
+        if answer.calls:
+            answer.check_calls()
+            assert answer.text == ""
+        else:
+            assert set(json.loads(answer.text)) == {"n"}
+            assert marker not in answer.text
+    if template:
+        chat.ask(**asked, sampling=towards(driver.model, "<tool_call>")).check_calls()
+    chat.ask(**{**asked, "tool_choice": ToolChoice(ToolMode.REQUIRED, parallel=False)}).check_calls()

@@ -7,6 +7,9 @@ import structlog
 from service.api.auth import hash_keys
 from service.domain.errors import leaves
 
+# The shapes of errors, by dialect.
+ERRORS = ("/ErrorBody", "/AnthropicError", "/OllamaError")
+
 
 async def test_health_stays_while_ready_goes_at_draining(client, api):
     assert (await client.get("/health")).json() == {"status": "ok"}
@@ -66,7 +69,7 @@ async def test_the_document_declares_errors_summaries_and_no_foreign_422(client)
             identities.add(operation["operationId"])
             for status, response in operation["responses"].items():
                 if int(status) >= 400:
-                    assert response["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+                    assert response["content"]["application/json"]["schema"]["$ref"].endswith(ERRORS)
     assert len(identities) == sum(len(operations) for operations in document["paths"].values())
 
 

@@ -21,9 +21,11 @@ from service.domain.jobs import (
     RebuildSpec,
     SearchOptions,
     Step,
+    StepsBack,
     StoredFile,
 )
 from service.domain.recipes import MetadataOverride, Recipe, TypeOverride
+from service.domain.steps_back import Bound
 from service.store.datasets import enter_built_in
 
 NO_DIGEST = "sha256:" + "0" * 64
@@ -100,6 +102,13 @@ async def test_quantize_is_a_job(client):
         ({"model": "gloss:F16"}, 400, "invalid_parameter"),
         ({"model": "gloss:F16", "to": ["Q4_K_M"], "target": {"size": 5}}, 400, "invalid_parameter"),
         ({"model": "gloss:F16", "to": ["Q4_K_M"], "search": {}}, 400, "invalid_parameter"),
+        ({"model": "gloss:F16", "until": {}}, 400, "invalid_parameter"),
+        ({"model": "gloss:F16", "until": {"keep": "all"}}, 400, "invalid_parameter"),
+        ({"model": "gloss:F16", "until": {"max_kld": 0}}, 400, "invalid_parameter"),
+        ({"model": "gloss:F16", "until": {"max_kld": 1}, "target": {"size": 5}}, 400, "invalid_parameter"),
+        ({"model": "gloss:F16", "until": {"max_kld": 1}, "search": {}}, 400, "invalid_parameter"),
+        ({"model": "gloss:F16", "until": {"max_kld": 1}, "evaluate": {"dataset": None}}, 400, "invalid_parameter"),
+        ({"model": "gloss:F16", "until": {"max_kld": 1}}, 404, "dataset_not_found"),
         ({"model": "gloss:F16", "to": ["Q4_K_M"], "evaluate": True}, 404, "dataset_not_found"),
         ({"model": "gloss:F16", "to": ["Q4_K_M"], "imatrix": NO_DIGEST}, 404, "importance_matrix_not_found"),
         ({"model": "gloss:F16", "to": ["Q4_K_M"], "recipe": "gloss:F16"}, 400, "invalid_parameter"),
@@ -138,6 +147,28 @@ async def test_every_option_of_the_quantizer_reaches_the_job(client, asked):
         prune_layers=(1, 3),
     )  # fmt: skip
     assert (spec.calibrate, spec.evaluate) == (None, None)
+
+
+async def test_a_bound_needs_no_levels_and_measures_what_it_needs(client, asked, built_in):
+    await accepted(client, "/v1/quantize", model="gloss", until={"max_kld": 0.05})
+    bound = {"max_perplexity_ratio": 1.02, "min_same_top": 0.9, "keep": "all"}
+    await accepted(client, "/v1/quantize", model="gloss", to=["q8_0"], until=bound, evaluate={"chunks": 2})
+    unnamed, named = asked
+    assert (unnamed.levels, unnamed.until) == ((), StepsBack(Bound(max_kld=0.05)))
+    assert unnamed.evaluate == EvaluateOptions(built_in["evaluation"], speed=False)
+    assert (named.levels, named.until) == (("Q8_0",), StepsBack(Bound(None, 1.02, 0.9), "all"))
+    assert named.evaluate == EvaluateOptions(built_in["evaluation"], chunks=2)
+
+
+async def test_levels_for_a_bound_are_queued_and_planned_largest_first(client, built_in):
+    body = {"model": "gloss:F16", "to": ["q4_k", "Q8_0"], "until": {"max_kld": 0.05}}
+    job = await accepted(client, "/v1/quantize", **body)
+    assert job["levels"] == ["Q8_0", "Q4_K_M"]
+    assert [step["name"] for step in job["steps"]][-2:] == ["Q4_K_M", "evaluate Q4_K_M"]
+    answer = await client.post("/v1/quantize", json={**body, "dry_run": True})
+    assert [plan["quantization"] for plan in answer.json()["data"]] == ["Q8_0", "Q4_K_M"]
+    answer = await client.post("/v1/quantize", json={"model": "gloss:F16", "until": {"max_kld": 1}, "dry_run": True})
+    assert (answer.status_code, answer.json()["data"]) == (200, []), "this source is smaller than any plan"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import math
 from typing import Any
@@ -29,6 +31,7 @@ from service.domain.generation import (
     ToolCallDelta,
     Usage,
 )
+from service.domain.jobs import JobStatus, QuantizeSpec
 from service.domain.names import parse_ref
 from service.domain.presets import Preset
 
@@ -165,9 +168,8 @@ async def test_an_error_within_a_stream_is_its_last_line(client, play):
     assert lines[-1] == {"error": "Too long; shorten it.", "code": "context_length_exceeded"}
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
+async def test_impossible_values_are_refused_by_name(client):
+    for fields, said in (
         ({"images": ["aGk="]}, "Images"),
         ({"system": "Be brief."}, "raw mode"),
         ({"options": {"temperature": -1}}, "options.temperature"),
@@ -176,12 +178,10 @@ async def test_an_error_within_a_stream_is_its_last_line(client, play):
         ({"format": "xml"}, "format"),
         ({"think": "hardly"}, "think"),
         ({"top_logprobs": 21}, "top_logprobs"),
-    ],
-)
-async def test_impossible_values_are_refused_by_name(client, fields, said):
-    answer = await generate(client, **fields)
-    assert answer.status_code == 400
-    assert said in answer.json()["error"]
+    ):
+        answer = await generate(client, **fields)
+        assert (answer.status_code, fields) == (400, fields)
+        assert said in answer.json()["error"]
 
 
 async def test_unknown_fields_and_options_are_ignored(client):
@@ -363,9 +363,8 @@ async def test_create_adds_a_preset_that_a_request_overrides(api, client):
     assert api.services.presets.find(parse_ref("pirate")).system is None
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
+async def test_what_cannot_be_created_is_refused_before_the_first_line(client):
+    for fields, said in (
         ({}, "neither 'from' or 'files' was specified"),
         ({"from": "gloss", "files": {"a": "sha256:" + "0" * 64}}, "two sources"),
         ({"from": "glos"}, "not found"),
@@ -375,17 +374,33 @@ async def test_create_adds_a_preset_that_a_request_overrides(api, client):
         ({"from": "gloss", "adapters": {"a": "x"}}, "Adapters"),
         ({"from": "gloss", "template": "{{ .Prompt }}!"}, "Jinja"),
         ({"from": "gloss:F16", "quantize": "Q9"}, "Q9"),
-    ],
-)
-async def test_what_cannot_be_created_is_refused_before_the_first_line(client, fields, said):
-    answer = await client.post("/api/create", json={"model": "made", **fields})
-    assert answer.status_code in (400, 404)
-    assert said in answer.json()["error"]
+    ):
+        answer = await client.post("/api/create", json={"model": "made", **fields})
+        assert answer.status_code in (400, 404)
+        assert said in answer.json()["error"]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_a_client_that_leaves_cancels_the_job_that_was_begun_for_it(api, raw, joined):
+    if joined:
+        variant = api.catalog.resolve("gloss:F16")
+        await api.services.jobs.submit_quantize(QuantizeSpec(variant.name, variant.digest, ("Q4_K_M",)))
+    body = {"model": "small", "from": "gloss:F16", "quantize": "q4_k_m"}
+    request = raw("POST", "/api/create", json.dumps(body).encode())
+    running = asyncio.create_task(request.run())
+    async with asyncio.timeout(5):
+        while "quantizing F16 model to Q4_K_M" not in request.text:
+            await asyncio.sleep(0.01)
+        request.hang_up.set()
+        await running
+        (job,) = api.queue.list()
+        while not joined and api.queue.get(job.id).status is JobStatus.QUEUED:
+            await asyncio.sleep(0.01)
+    assert api.queue.get(job.id).status is (JobStatus.QUEUED if joined else JobStatus.CANCELLED)
+    assert "small" not in {variant.model.display for variant in api.catalog.variants()}
 
 
 async def test_a_blob_comes_in_and_is_asked_for(api, client):
-    import hashlib
-
     digest = f"sha256:{hashlib.sha256(b'bytes').hexdigest()}"
     assert (await client.head(f"/api/blobs/{digest}")).status_code == 404
     assert (await client.post(f"/api/blobs/{digest}", content=b"other")).status_code == 400

@@ -255,8 +255,17 @@ async def test_an_impossible_value_is_refused_by_name(client, api, fields, param
     assert api.pool.submitted == []
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1, 2]], []])
-async def test_one_prompt_of_text_is_asked_for(client, prompt):
+@pytest.mark.parametrize(
+    ("prompt", "text", "tokens"),
+    [("a", "a", ()), (["a"], "a", ()), ([5], None, (5,)), ([1, 2.0], None, (1, 2)), ([[1, 2]], None, (1, 2))],
+)
+async def test_a_prompt_is_text_or_tokens(client, api, prompt, text, tokens):
+    assert (await client.post("/v1/completions", json={"model": "gloss", "prompt": prompt})).status_code == 200
+    assert (api.pool.submitted[0][1].prompt, api.pool.submitted[0][1].prompt_tokens) == (text, tokens)
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1, 2], [3]], [], [[]]])
+async def test_one_prompt_is_asked_for(client, prompt):
     answer = await client.post("/v1/completions", json={"model": "gloss", "prompt": prompt})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "not_supported"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.api.responses import (
     TYPES,
     Dialect,
+    dialect_of,
     error_body,
     error_from,
     error_from_validation,
@@ -37,6 +38,7 @@ EXPECTED = {
     "no_chat_template": 400,
     "template_error": 400,
     "not_supported": 400,
+    "previous_response_not_found": 400,
     "lossy_source": 400,
     "importance_matrix_required": 400,
     "quantization_not_applicable": 400,
@@ -47,6 +49,7 @@ EXPECTED = {
     "model_not_found": 404,
     "blob_not_found": 404,
     "job_not_found": 404,
+    "response_not_found": 404,
     "dataset_not_found": 404,
     "importance_matrix_not_found": 404,
     "route_not_found": 404,
@@ -84,7 +87,62 @@ def test_the_table_above_has_every_code_and_no_other():
     assert {leaf.code for leaf in LEAVES} == set(EXPECTED)
 
 
-@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_every_error_is_one_string_in_ollamas_dialect(leaf):
+    response = error_response(leaf("It went wrong; try again."), Dialect.OLLAMA)
+    assert response.status_code == (503 if issubclass(leaf, errors.Busy) else EXPECTED[leaf.code])
+    full = "server busy, please try again.  maximum pending requests exceeded"
+    message = full if leaf is errors.QueueFull else "It went wrong; try again."
+    assert json.loads(response.body) == {"error": message, "code": leaf.code}
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_every_error_has_anthropics_shape_in_its_dialect(leaf):
+    response = error_response(leaf("It went wrong; try again.", param="model"), Dialect.ANTHROPIC)
+    assert response.status_code == EXPECTED[leaf.code]
+    body = json.loads(response.body)
+    others = {413: "request_too_large", 500: "api_error", 503: "overloaded_error", 507: "api_error"}
+    kind = others.get(response.status_code, TYPES[response.status_code])
+    details = {"error_code": leaf.code, "param": "model"}
+    assert body == {
+        "type": "error",
+        "error": {"type": kind, "message": "It went wrong; try again.", "details": details},
+    }
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_every_error_has_llama_servers_shape_in_its_dialect(leaf):
+    response = error_response(leaf("It went wrong; try again.", param="model"), Dialect.LLAMA_SERVER)
+    assert response.status_code == EXPECTED[leaf.code]
+    error = json.loads(response.body)["error"]
+    others = {
+        "context_length_exceeded": "exceed_context_size_error",
+        "not_supported": "not_supported_error",
+        "busy": "unavailable_error",
+        "queue_full": "unavailable_error",
+    }
+    assert error["type"] == others.get(leaf.code, TYPES[response.status_code])
+    assert (error["code"], error["reason"], error["param"]) == (response.status_code, leaf.code, "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/v1/messages", Dialect.ANTHROPIC),
+        ("/v1/messages/count_tokens", Dialect.ANTHROPIC),
+        ("/v1/rerank", Dialect.LLAMA_SERVER),
+        ("/completion", Dialect.LLAMA_SERVER),
+        ("/v1/completions", Dialect.OPENAI),
+        ("/v1/chat/completions/input_tokens", Dialect.OPENAI),
+        ("/api/chat", Dialect.OLLAMA),
+        ("/v1/models", Dialect.NATIVE),
+    ],
+)
+def test_a_path_belongs_to_one_dialect(path, dialect):
+    assert dialect_of(path) is dialect
+
+
+@pytest.mark.parametrize("dialect", [Dialect.NATIVE, Dialect.OPENAI])
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_every_error_has_its_status_and_a_whole_body(leaf, dialect):
     error = leaf("It went wrong; try again.", param="model")

@@ -140,10 +140,30 @@ def test_quantize_takes_levels_or_a_budget(server: Scripted, quantry: Callable[.
     }  # fmt: skip
 
 
+def test_quantize_steps_down_to_a_bound_and_says_what_each_level_lost(
+    server: Scripted, quantry: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = {"name": "evaluate Q4_K_M", "status": "succeeded", "progress": 1.0, "detail": "mean KLD 0.04 keeps to 0.05"}
+    monkeypatch.setitem(JOB, "steps", [step])
+    result = quantry("quantize", "gloss", "--until-kld", "0.05")
+    assert server.asked[0][2] == {"model": "gloss", "until": {"max_kld": 0.05}}
+    assert "Q4_K_M: mean KLD 0.04 keeps to 0.05" in result.stderr
+    quantry(
+        "quantize", "gloss", "q4_k", "Q8_0", "--until-perplexity-ratio", "1.02", "--until-same-top", "0.9",
+        "--keep-all", "--chunks", "3", "--detach",
+    )  # fmt: skip
+    assert server.asked[-1][2] == {
+        "model": "gloss", "to": ["Q4_K_M", "Q8_0"], "evaluate": {"chunks": 3},
+        "until": {"max_perplexity_ratio": 1.02, "min_same_top": 0.9, "keep": "all"},
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["quantize", "gloss"],
+        ["quantize", "gloss", "Q4_K", "--keep-all"],
+        ["quantize", "gloss", "--size", "3MiB", "--until-kld", "0.05"],
         ["quantize", "gloss", "Q4_K", "--size", "3MiB"],
         ["quantize", "gloss", "Q4_K", "--guide", "measured"],
         ["calibrate", "gloss", "--detach", "--out", "x"],

@@ -15,13 +15,18 @@ from pydantic import BaseModel
 
 from service.api import (
     advice_shapes,
+    anthropic_shapes,
     catalogue_shapes,
     generate_shapes,
     laboratory_bodies,
     laboratory_shapes,
+    llama_server_shapes,
+    ollama_shapes,
     openai_embeddings,
 )
-from service.api.openai_shapes import ChatBody, CompletionBody
+from service.api.openai_chat_shapes import ChatBody
+from service.api.openai_responses_shapes import ResponsesBody
+from service.api.openai_shapes import CompletionBody
 from service.api.responses import STATUS, TYPES, status_of
 from service.api.shapes import Listing
 from service.app import create_app
@@ -47,6 +52,18 @@ BODIES: dict[str, type[BaseModel]] = {
     "POST /v1/models/copy": catalogue_shapes.CopyBody,
     "POST /v1/workers/{ref}/load": catalogue_shapes.LoadBody,
     "POST /v1/embeddings": openai_embeddings.EmbeddingsBody,
+    "POST /v1/messages": anthropic_shapes.MessagesBody,
+    "POST /api/embed": ollama_shapes.EmbedBody,
+    "POST /api/embeddings": ollama_shapes.EmbeddingsBody,
+    "POST /api/show": ollama_shapes.ShowBody,
+    "POST /api/copy": ollama_shapes.CopyBody,
+    "DELETE /api/delete": ollama_shapes.Named,
+    "POST /api/pull": ollama_shapes.TransferBody,
+    "POST /api/push": ollama_shapes.TransferBody,
+    "POST /tokenize": llama_server_shapes.TokenizeBody,
+    "POST /detokenize": llama_server_shapes.DetokenizeBody,
+    "POST /completion": llama_server_shapes.CompletionBody,
+    "POST /v1/rerank": llama_server_shapes.RerankBody,
 }
 # Member of a body that its section explains in the same way, under `member.field`.
 MEMBERS: dict[str, type[BaseModel]] = {"search": laboratory_bodies.SearchBody}
@@ -61,9 +78,17 @@ ANSWERS: dict[type[BaseModel], str] = {
     openai_embeddings.EmbeddingsShape: "POST /v1/embeddings",
     openai_embeddings.EmbeddingShape: "POST /v1/embeddings",
     openai_embeddings.EmbeddingUsageShape: "POST /v1/embeddings",
+    anthropic_shapes.MessageShape: "POST /v1/messages",
+    anthropic_shapes.MessageUsageShape: "POST /v1/messages",
+    llama_server_shapes.PieceShape: "POST /tokenize",
+    llama_server_shapes.CompletedShape: "POST /completion",
+    llama_server_shapes.RanksShape: "POST /v1/rerank",
+    llama_server_shapes.RankShape: "POST /v1/rerank",
+    llama_server_shapes.SlotShape: "GET /slots",
     catalogue_shapes.PlanShape: "POST /v1/quantize",
     catalogue_shapes.TensorShape: "POST /v1/quantize",
     laboratory_bodies.TargetBody: "Budgets",
+    laboratory_bodies.UntilBody: "Steps back",
     laboratory_shapes.SearchShape: "Budgets",
     laboratory_shapes.ImportanceMatrixShape: "GET /v1/importance-matrices",
     laboratory_shapes.TensorStatisticsShape: "GET /v1/importance-matrices/{digest}",
@@ -282,13 +307,41 @@ def test_every_field_of_an_answer_is_explained_where_it_is_sent(shape: type[Base
     assert [name for name in expected if f"`{name}`" not in text] == []
 
 
-@pytest.mark.parametrize(("body", "column"), [(ChatBody, 1), (CompletionBody, 2)], ids=["chat", "completions"])
+@pytest.mark.parametrize(
+    ("body", "column"),
+    [(ChatBody, 1), (CompletionBody, 2), (ResponsesBody, 3)],
+    ids=["chat", "completions", "responses"],
+)
 def test_every_field_of_the_openai_dialect_is_documented(body: type[BaseModel], column: int) -> None:
     text = sections(page("api.md"))["The OpenAI dialect"]
+    documented = {
+        name for row in rows(text) if len(row) == 6 and row[column] for name in re.findall(r"`(\w+)`", row[0])
+    }
+    assert documented == set(body.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("body", "column"),
+    [(ollama_shapes.GenerateBody, 1), (ollama_shapes.ChatBody, 2)],
+    ids=["generate", "chat"],
+)
+def test_every_field_of_the_ollama_dialect_is_documented(body: type[BaseModel], column: int) -> None:
+    text = sections(page("api.md"))["The Ollama dialect"]
     documented = {
         name for row in rows(text) if len(row) == 5 and row[column] for name in re.findall(r"`(\w+)`", row[0])
     }
     assert documented == set(body.model_fields)
+
+
+def test_every_option_of_ollamas_and_every_field_of_create_is_documented() -> None:
+    text = sections(page("api.md"))
+    options = {
+        name for row in rows(text["The Ollama dialect"]) if len(row) == 3 for name in re.findall(r"`(\w+)`", row[0])
+    }
+    assert options == set(ollama_shapes.Options.model_fields)
+    documented = {row[0].strip("`") for row in rows(text["POST /api/create"])} - {"field"}
+    fields = ollama_shapes.CreateBody.model_fields
+    assert documented == {field.alias or name for name, field in fields.items()}
 
 
 # --- levels.md ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.errors import InvalidName
-from service.domain.names import DEFAULT_HOST, DEFAULT_NAMESPACE, closest, parse_digest, parse_ref, split_tag
+from service.domain.names import (
+    DEFAULT_HOST,
+    DEFAULT_NAMESPACE,
+    check_not_reserved,
+    closest,
+    parse_digest,
+    parse_ref,
+    split_tag,
+)
 from service.domain.quants import ALIASES, QUANTIZATIONS
 
 WORD = string.ascii_letters + string.digits + "_"
@@ -77,6 +85,14 @@ def test_names_as_people_type_them(
 )
 def test_the_canonical_form_is_the_shortest(text: str, shown: str) -> None:
     assert parse_ref(text).display == shown
+
+
+def test_auto_wants_what_is_recommended_and_can_be_no_name() -> None:
+    assert parse_ref("gloss:Auto").wants_recommended
+    assert not any(parse_ref(name).wants_recommended for name in ("gloss", "auto", "gloss:latest", "gloss:auto-q4_k"))
+    check_not_reserved("automatic")
+    with pytest.raises(InvalidName, match="reserved"):
+        check_not_reserved("AUTO")
 
 
 def test_a_bare_name_and_latest_want_the_default() -> None:

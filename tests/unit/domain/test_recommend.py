@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from service.domain.recommend import (
     recommend,
     reference_kld,
     sensitivity,
+    stored_choice,
 )
 
 GIB = 1 << 30
@@ -248,3 +250,64 @@ def test_an_unmeasured_speed_follows_from_the_nearest_measured_file() -> None:
     pace = expected_pace(2 * GIB, measured)
     assert pace == Pace(44.0, Basis.ESTIMATED)
     assert expected_pace(2 * GIB, []) is None
+
+
+# --- what to answer with now -------------------------------------------------------------------------------------
+
+
+def now(*candidates: Candidate, loaded: str = "", gib: float = 16.0) -> str | None:
+    """The label of `stored_choice`, with the levels named in `loaded` in memory."""
+    here = [replace(candidate, loaded=candidate.quantization in loaded.split()) for candidate in candidates]
+    choice = stored_choice(here, Bounds(int(gib * GIB), 4096))
+    return None if choice is None else choice.quantization
+
+
+F16, Q6, Q5, Q4, Q3 = (
+    level("F16", 14.0, 0.0),
+    level("Q6_K", 5.5, 0.0005),
+    level("Q5_K_M", 4.8, 0.002),
+    level("Q4_K_M", 4.1, 0.009),
+    level("Q3_K_M", 3.3, 0.012),
+)
+
+
+def test_now_only_what_is_stored_is_chosen() -> None:
+    assert now(F16, Q6, Q4) == "Q4_K_M"
+    assert now(F16, Q6, replace(Q4, stored=False)) == "Q6_K"
+    assert now(replace(Q4, stored=False)) is None
+
+
+def test_now_a_loaded_level_wins_a_near_tie_and_no_other() -> None:
+    assert now(F16, Q6, Q5, Q4, loaded="Q5_K_M") == "Q5_K_M"  # a sixth larger
+    assert now(F16, Q6, Q5, Q4, loaded="Q6_K") == "Q4_K_M"  # a third larger: that much slower
+    assert now(F16, Q6, Q4, Q3, loaded="Q3_K_M") == "Q3_K_M"  # hardly worse than what is enough
+    assert now(F16, Q4, level("Q2_K", 2.8, 0.1), loaded="Q2_K") == "Q4_K_M"  # much worse
+    assert now(F16, Q5, Q4, loaded="Q4_K_M Q5_K_M") == "Q4_K_M"
+
+
+def test_now_what_is_loaded_fits_and_what_is_too_large_is_not_taken() -> None:
+    assert now(F16, Q6, Q4, gib=3.0, loaded="Q4_K_M") == "Q4_K_M"
+    assert now(F16, Q6, replace(Q4, stored=False), Q3, gib=4.0) == "Q3_K_M"
+
+
+def test_now_the_smallest_is_named_where_nothing_fits() -> None:
+    assert now(F16, Q6, Q4, gib=1.0) == "Q4_K_M"
+
+
+def test_now_levels_of_unknown_loss_are_held_to_the_usual_one() -> None:
+    odd = [level("Q4_K_M", 4.0), level("Q4_K_S", 3.8), level("Q2_K", 2.5)]
+    assert now(*odd) == "Q4_K_M"
+    assert now(*odd, loaded="Q4_K_S") == "Q4_K_S"
+    assert now(*odd, loaded="Q2_K") == "Q4_K_M"
+
+
+@given(CANDIDATES, BOUNDS)
+def test_now_there_is_always_one_of_the_stored_and_nothing_loaded_changes_what_is_recommended(
+    candidates: list[Candidate], bounds: Bounds
+) -> None:
+    stored = [candidate for candidate in candidates if candidate.stored]
+    choice = stored_choice(candidates, bounds)
+    assert (choice is None) == (not stored)
+    recommended = recommend(stored, bounds).choice
+    if recommended is not None:
+        assert choice == recommended

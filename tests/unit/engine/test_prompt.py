@@ -174,3 +174,25 @@ def test_a_template_that_never_ends_is_stopped(template: str) -> None:
     with pytest.raises(TemplateFailed):
         chat(template, "hello")
     assert time.monotonic() - started < 10  # 1 s of its own; the rest is a busy machine
+
+
+def test_tokens_come_before_what_a_prompt_or_messages_become() -> None:
+    before = (200, 201)
+    render = renderer(CHATML, adds_bos=True)
+    words = [FIRST_CHARACTER + ord("a")]
+    assert render.tokens(GenerationRequest(prompt_tokens=before)) == [200, 201]
+    assert render.tokens(GenerationRequest(prompt="a", prompt_tokens=before)) == [200, 201, *words]
+    messages = (Message("user", "a"),)
+    alone = render.tokens(GenerationRequest(messages=messages))
+    assert alone[0] == 3
+    assert render.tokens(GenerationRequest(messages=messages, prompt_tokens=before)) == [200, 201, *alone[1:]]
+
+
+@given(st.text(max_size=10), st.sampled_from(["", *SPECIAL]))
+def test_an_answer_that_has_begun_stands_behind_the_prompt_in_plain_words(begun: str, special: str) -> None:
+    question = (Message("user", "a"),)
+    prompt = chat(CHATML, "a")
+    asked = GenerationRequest(messages=(*question, Message("assistant", begun + special)), continues=True)
+    rest = [FIRST_CHARACTER + ord(character) for character in begun + special]
+    assert renderer(CHATML).tokens(asked) == prompt + rest
+    assert renderer(CHATML).text(asked).endswith("<|im_start|>assistant\n" + begun + special)

@@ -45,6 +45,21 @@ def test_a_job_that_ends_early_keeps_its_finished_steps(ending):
     assert [step.status for step in meter.steps] == ["succeeded", ending, "cancelled"]
 
 
+def test_a_step_that_is_left_out_is_no_work_and_no_success():
+    meter = Meter((Step("a"), Step("b"), Step("c", JobStatus.CANCELLED, 0.0, "before")), (1, 9, 90))
+    meter.complete(0, "good")
+    assert meter.progress == pytest.approx(0.1)
+    meter.remark(1, "left out", left_out=True)
+    meter.remark(0, "deleted again")
+    assert meter.progress == 1.0
+    meter.end(JobStatus.SUCCEEDED)
+    assert [(step.status, step.detail) for step in meter.steps] == [
+        ("succeeded", "deleted again"),
+        ("cancelled", "left out"),
+        ("cancelled", "before"),
+    ]
+
+
 @given(
     weights=st.lists(st.integers(0, 10**12), min_size=1, max_size=5),
     moves=st.lists(st.tuples(st.integers(0, 4), st.floats(-1.0, 2.0), st.booleans()), max_size=40),

@@ -28,9 +28,10 @@ from service.domain.generation import (
     Usage,
 )
 from service.domain.jobs import MadeFile
+from service.domain.recipes import Recipe
 from service.frames import MAX_FRAME_BYTES, BadFrame, FrameReader, encode
 from service.jobs import messages
-from service.jobs.messages import Done, Failed, ImportTask, LevelTask, Made, Progress, QuantizeTask
+from service.jobs.messages import Done, Failed, ImportTask, LaboratoryTask, LevelStep, Made, Progress
 from service.workers import protocol
 
 FACTS = FileFacts("Q8_0", 10, 8.5, 20, ModelShape("llama", layers=2), types=(("Q8_0", 3),))
@@ -43,7 +44,7 @@ MESSAGES = [
 ]
 TASKS = [
     ImportTask("/a.gguf", "/in/x", "gloss", None, 19),
-    QuantizeTask("/b", (LevelTask("Q8_0", "/in/y", 800),), True, 0, 19),
+    LaboratoryTask("/b", (LevelStep("/in/y", Recipe("Q8_0", allow_requantize=True), 800, None),), 0, 19),
 ]
 
 

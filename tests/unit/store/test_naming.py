@@ -183,6 +183,14 @@ def test_a_copy_writes_a_tag_or_a_variant(destination: str, expected: CopyPlan) 
     assert plan_copy(Q4, parse_ref(destination)) == expected
 
 
+@pytest.mark.parametrize("destination", ["gloss:auto", "other:AUTO", "other:auto-Q4_K_M"])
+def test_nothing_can_be_called_auto(destination: str) -> None:
+    with pytest.raises(InvalidName, match="reserved"):
+        plan_copy(Q4, parse_ref(destination))
+    with pytest.raises(InvalidName, match="reserved"):
+        check_canonical(parse_ref(destination).key, "Auto", "Q4_K_M")
+
+
 def test_a_copy_cannot_change_the_label() -> None:
     with pytest.raises(LabelMismatch):
         plan_copy(Q4, parse_ref("other:Q8_0"))
