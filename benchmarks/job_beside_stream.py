@@ -5,9 +5,9 @@ measures them too.
 
 One server, one client. Each repeat has three phases of `--seconds`, in another order each time: alone; beside a job
 that makes every level that needs no importance matrix, beginning with another one in each repeat; beside one that
-measures first the source and then each level. In a phase one stream follows another. A job is cancelled at the end of its phase
-and its levels deleted. The pace of a stream is that after its first token; a phase has the median of its streams. The
-aim: a ratio of 0.85.
+measures first the source and then each level. In a phase one stream follows another. A job is cancelled at the end of
+its phase and its levels deleted. The pace of a stream is that after its first token; a phase has the median of its
+streams. The aim: a ratio of 0.85.
 """
 
 from __future__ import annotations

@@ -64,10 +64,10 @@ _RESULT = _block(
     "tool_result",
     "tool_use_id",
     tool_use_id=_STRING,
-    content={"anyOf": [_STRING, {"type": "array", "items": _TEXT}]},
-    is_error={"type": "boolean"},
+    content={"anyOf": [_STRING, {"type": "array", "items": _TEXT}, {"type": "null"}]},
+    is_error={"type": ["boolean", "null"]},
 )
-_THINKING = _block("thinking", "thinking", thinking=_STRING, signature=_STRING)
+_THINKING = _block("thinking", "thinking", thinking=_STRING)
 _TURNS = [
     _turn("user", _TEXT, _RESULT),
     _turn("assistant", _TEXT, _THINKING, _block("redacted_thinking"), _CALL),

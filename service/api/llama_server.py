@@ -29,13 +29,16 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 @router.post(
-    "/completion", summary="Complete a prompt (llama-server)", response_model=CompletedShape, responses=_RESPONSES
+    "/completion",
+    summary="Complete a prompt (llama-server)",
+    response_model=CompletedShape | dict[str, Any],
+    responses=_RESPONSES,
 )
 @router.post(
     "/completions",
     summary="Complete a prompt (llama-server), by its other path",
     name="complete_too",
-    response_model=CompletedShape,
+    response_model=CompletedShape | dict[str, Any],
     responses=_RESPONSES,
 )
 async def complete(body: CompletionBody, request: Request, services: Use) -> Response:
@@ -52,7 +55,7 @@ async def complete(body: CompletionBody, request: Request, services: Use) -> Res
 @router.post(
     "/infill",
     summary="Fill the hole between two texts (llama-server)",
-    response_model=CompletedShape,
+    response_model=CompletedShape | dict[str, Any],
     responses=_RESPONSES,
 )
 async def infill(body: InfillBody, request: Request, services: Use) -> Response:

@@ -27,7 +27,7 @@ Model = Annotated[
     str | None,
     Query(
         max_length=600,
-        description="A variant's name; without it the one in memory.",
+        description="A variant's name; without it the one in memory that was used last.",
         json_schema_extra={"anyOf": [{"type": "string", "pattern": NAME_PATTERN}]},
     ),
 ]
@@ -43,7 +43,7 @@ async def props(request: Request, services: Use, model: Model = None) -> Respons
     try:
         variant = await meant(services, model)
     except InvalidParameter:
-        if model:
+        if model is not None:
             raise
         return json_response(_router_props(services))
     found = await unless_gone(request.receive, services.pool.ask(variant, Describe()))

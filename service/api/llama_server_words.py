@@ -81,7 +81,7 @@ async def input_tokens(body: ChatBody, request: Request, services: Use) -> Respo
 
 
 async def _rendered(body: ChatBody, request: Request, services: Services) -> tuple[Rendered, dict[str, str]]:
-    variant = await meant(services, body.model)
+    variant = await meant(services, body.model or None)
     rendered = await unless_gone(request.receive, services.pool.ask(variant, Render(body.request())))
     return rendered, {VARIANT_HEADER: variant.name}
 

@@ -76,8 +76,9 @@ class Writer:
         said: dict[str, Any] = {"thinking": thinking} if thinking else {}
         if not self._is_chat:
             return {"response": text, **said}
-        if calls:
-            said["tool_calls"] = [shown for index, call in enumerate(calls) if (shown := call_shape(call, index))]
+        shown = [shape for index, call in enumerate(calls) if (shape := call_shape(call, index))]
+        if shown:
+            said["tool_calls"] = shown
         return {"message": {"role": "assistant", "content": text, **said}}
 
 

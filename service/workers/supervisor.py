@@ -57,9 +57,6 @@ from service.workers.stream import Stream
 log = structlog.get_logger("workers")
 
 WORKER_ARGV = child_argv("service.workers.worker")
-# How long an idle OpenMP thread spins before it sleeps. The default spins for ever on few cores, and a busy neighbour
-# then costs 10 to 30 times; 10,000 rounds keep the full pace on a quiet machine (docs/measurements.md).
-_OPENMP_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
 _STDERR_LINES = 40
 _CLOSE_SECONDS = 3.0
 _SLOW_STEPS = 10  # a step may take this many times the canary's estimate before it counts as hung
@@ -278,7 +275,7 @@ class Worker:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env=child_environment(os.environ) | _OPENMP_ENVIRONMENT,
+                env=child_environment(os.environ),
                 start_new_session=True,
             )
         except OSError as error:

@@ -56,7 +56,7 @@ MEANING = {
 OLLAMA_MEANING = {"not_supported", "invalid_parameter", "template_error", "unknown_quantization", "blob_not_found"}
 
 # Never carried out.
-REFUSED = {"POST /api/push"}
+REFUSED = {"POST /api/push", "POST /infill", "POST /v1/rerank"}  # the last two by gloss
 
 # Bodies of jobs that are started and at once cancelled.
 WORK = ("POST /v1/quantize", "POST /v1/calibrate", "POST /v1/evaluate", "POST /v1/variants/{ref}/rebuild")
@@ -191,6 +191,8 @@ class Aim:
                 return
             limit = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
             body[limit] = min(body.get(limit) or 4, 4)
+            if label.endswith((" /completion", " /completions")):
+                body["n_predict"] = 4
 
     def _ollama(self, label: str, body: dict[str, Any]) -> None:
         if "prompt" in body or "messages" in body:
@@ -210,7 +212,11 @@ def settle(body: dict[str, Any]) -> None:
     """Put right what fits the document and cannot be meant so."""
     if isinstance(body.get("input"), list) and any(isinstance(item, dict) for item in body["input"]):
         body["input"] = [item for item in body["input"] if item.get("type") != "item_reference"] or "It"
-    if body.get("prompt") in ("", [""]):
+    for field in ("tokens", "content", "prompt"):
+        if isinstance(body.get(field), list):
+            body[field] = known_tokens(body[field])
+    prompt = body.get("prompt")
+    if prompt is not None and not "".join(map(str, prompt)):
         body["prompt"] = "It"  # gloss adds no token of its own to an empty prompt
     if isinstance(body.get("prompt"), list):
         body["prompt"] = known_tokens(body["prompt"])
@@ -265,7 +271,7 @@ def refusal(answer: Any) -> dict[str, Any]:
 def is_meaning(error: dict[str, Any]) -> bool:
     """Whether a refusal depends on what the words mean here: of a recipe, that is what a pattern finds and a key is."""
     # A choice names one of the tools, and what a call was given is JSON.
-    fields = ("recipe", "tool_choice", "function_call", "messages")
+    fields = ("recipe", "tool_choice", "tools", "function_call", "messages", "thinking.budget_tokens")
     is_fields = error["code"] == "invalid_parameter" and str(error["param"]).startswith(fields)
     return is_fields or error["code"] in MEANING
 
@@ -275,6 +281,8 @@ def excluded_checks(case: Case, answer: Any) -> list[Any]:
     if answer.status_code in (400, 422) and answer.content and is_meaning(refusal(answer)):
         names.append("positive_data_acceptance")
     if "/api/" in case.operation.label and answer.status_code == 400 and refusal(answer)["code"] in OLLAMA_MEANING:
+        names.append("positive_data_acceptance")
+    if case.operation.label in REFUSED and answer.status_code == 400 and refusal(answer)["code"] == "not_supported":
         names.append("positive_data_acceptance")
     return CHECKS.get_by_names(names)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -218,6 +219,17 @@ async def test_an_idle_worker_unloads_after_its_keep_alive() -> None:
         await answer(pool, word("horse"))
         pid = pid_of(pool)
         await until(lambda: not psutil.pid_exists(pid))
+        assert not pool.is_loaded(variant().digest)
+
+
+async def test_how_long_a_model_stays_may_be_asked_for_until_it_is_unloaded() -> None:
+    async with running_pool(OPTIONS) as pool:
+        pool.keep(variant(), math.inf)
+        await answer(pool, word("horse"))
+        assert pool.keep_alive_seconds(variant().digest) == math.inf
+        assert [status.expires_at for status in pool.status()] == [None]
+        pool.keep(variant(), 0.0)
+        await until(lambda: pool.keep_alive_seconds(variant().digest) == OPTIONS.keep_alive_seconds)
         assert not pool.is_loaded(variant().digest)
 
 

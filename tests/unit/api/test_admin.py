@@ -8,7 +8,7 @@ from service.api.auth import hash_keys
 from service.domain.errors import leaves
 
 # The shapes of errors, by dialect.
-ERRORS = ("/ErrorBody", "/AnthropicError", "/OllamaError")
+ERRORS = ("/ErrorBody", "/AnthropicError", "/LlamaServerError", "/OllamaError")
 
 
 async def test_health_stays_while_ready_goes_at_draining(client, api):

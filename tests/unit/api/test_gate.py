@@ -59,7 +59,7 @@ async def test_every_route_but_health_and_ready_asks_for_a_key(locked, headers):
                 assert answer.status_code == 401, (method, path)
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
                 if method != "HEAD":
-                    assert answer.json()["error"]["code"] == "invalid_api_key"
+                    assert "invalid_api_key" in answer.text  # where it stands depends on the dialect
 
 
 @pytest.mark.parametrize(
