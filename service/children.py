@@ -38,8 +38,8 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, kept.get("PYTHONPATH"))))
     # On an abort ggml would start a debugger on itself.
     kept["GGML_NO_BACKTRACE"] = "1"
-    # How long an idle OpenMP thread spins before it sleeps. The default spins for ever on few cores, and a busy neighbour
-    # then costs 10 to 30 times; 10,000 rounds keep the full pace on a quiet machine (docs/measurements.md).
+    # How long an idle OpenMP thread spins before it sleeps. The default spins for ever on few cores, and a busy
+    # neighbour then costs 10 to 30 times; 10,000 rounds keep the full pace on a quiet machine (docs/measurements.md).
     kept["GOMP_SPINCOUNT"] = "10000"
     return kept
 
