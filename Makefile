@@ -37,8 +37,15 @@ test: setup ## Installs everything, then `make check`
 
 .PHONY: check
 check: lint ## Lint, types, import rules and tests, on what is installed already
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@$(call say,pytest: what needs no process$(comma) on every core)
+	@$(SMOLLM2) $(BIN)/python -m pytest tests/unit --numprocesses logical --dist loadfile
+	@$(call say,pytest: what has processes and clocks of its own$(comma) one at a time)
+	@$(SMOLLM2) $(BIN)/python -m pytest tests/integration tests/dialects
+else
 	@$(call say,pytest)
 	@$(SMOLLM2) $(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 .PHONY: lint
 lint: $(STAMPS)/dev ## Formatting, lint, types and import rules
@@ -73,6 +80,7 @@ clean: ## Removes .venv and every cache in the clone; wheels and models kept out
 
 # Finds the test model or fetches it, every time: nothing that needs it is skipped because it is not there.
 SMOLLM2 = model="$$($(BIN)/python scripts/fetch_smollm2.py)"; QUANTRY_SMOLLM2="$$model"
+comma := ,
 say = printf '\n== %s\n' '$(1)'
 
 # python3 may be a shim for a version that is not there: the first one that runs and is new enough is taken.

@@ -47,8 +47,8 @@ class ContentPart(Lenient):
     )
 
     type: Annotated[str, WithJsonSchema({"enum": ["text", "refusal"]})]
-    text: Annotated[str | None, WithJsonSchema(TEXT)] = None
-    refusal: Annotated[str | None, WithJsonSchema(TEXT)] = None
+    text: str | None = None
+    refusal: str | None = None
 
 
 class CalledBody(Lenient):
@@ -102,8 +102,8 @@ def domain_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
 
 def _message(message: ChatMessage, here: str, index: int, function_ids: dict[str, str]) -> Message:
     role = message.role
+    calls = [_call(call, f"{here}.tool_calls[{number}]") for number, call in enumerate(message.tool_calls or ())]
     if role == "assistant":
-        calls = [_call(call, f"{here}.tool_calls[{number}]") for number, call in enumerate(message.tool_calls or ())]
         if message.function_call is not None:
             call = ToolCall(f"function-{index}", message.function_call.name, message.function_call.arguments)
             function_ids[call.name] = call.id

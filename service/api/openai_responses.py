@@ -117,14 +117,16 @@ async def create_response(body: ResponsesBody, request: Request, services: Use) 
 @router.post(
     "/responses/input_tokens",
     summary="Count the tokens of a request for a response (OpenAI)",
+    response_model=ResponseInputTokensShape,
     responses=errors(404, 409, 429, 503, 504, body=True),
 )
-async def count_input_tokens(body: ResponsesBody, request: Request, services: Use) -> ResponseInputTokensShape:
+async def count_input_tokens(body: ResponsesBody, request: Request, services: Use) -> Response:
     """How many tokens the prompt would have, template and tools included. Loads the variant where needed."""
     _, asked = _asked(body, services, caller(request.scope).salt)
     variant = await services.servable(body.model)
     rendered = await unless_gone(request.receive, services.pool.ask(variant, Render(asked)))
-    return ResponseInputTokensShape(input_tokens=len(rendered.tokens))
+    answer = ResponseInputTokensShape(input_tokens=len(rendered.tokens))
+    return json_response(answer.model_dump(), headers={VARIANT_HEADER: variant.name})
 
 
 @router.get(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
@@ -175,3 +176,36 @@ def test_auto_is_answered_by_the_level_that_the_header_names(server: Server, nam
     assert streamed == whole
     assert whole.variant == "gloss:F16"
     assert replace(whole, variant="") == replace(ask(server, dialect, replace(question, model="gloss:F16")), variant="")
+
+
+HELLO = [{"role": "user", "content": "Hello"}]
+# Other routes that name a variant, and what they need beside it.
+OTHERS: dict[str, dict[str, Any]] = {
+    "/tokenize": {"content": "Hello"},
+    "/detokenize": {"tokens": [5]},
+    "/apply-template": {"messages": HELLO},
+    "/v1/chat/completions/input_tokens": {"messages": HELLO},
+    "/v1/responses/input_tokens": {"input": "Hello"},
+    "/v1/messages/count_tokens": {"messages": HELLO},
+    "/v1/embeddings": {"input": "Hello"},
+    "/api/embed": {"input": "Hello"},
+    "/api/embeddings": {"prompt": "Hello"},
+}
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_auto_is_known_where_nothing_is_generated(server: Server, path: str) -> None:
+    answer = server.client.post(path, json={"model": "gloss:auto", **OTHERS[path]})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Quantry-Variant"] == "gloss:F16"
+
+
+def test_all_dialects_count_the_same_tokens(server: Server) -> None:
+    counts = [
+        server.json("POST", path, 200, {"model": "gloss", **OTHERS[path]})["input_tokens"]
+        for path in OTHERS
+        if path.endswith(("input_tokens", "count_tokens"))
+    ]
+    prompt = server.json("POST", "/apply-template", 200, {"model": "gloss", "messages": HELLO})["prompt"]
+    tokens = server.json("POST", "/tokenize", 200, {"model": "gloss", "content": prompt})["tokens"]
+    assert counts == [len(tokens)] * 3

@@ -72,11 +72,11 @@ whole = model.prompt(QUESTION, temperature=0, stream=False).text()
 streamed = "".join(model.prompt(QUESTION, temperature=0))
 """
 FLOWS = {
-    "langchain-openai": (["langchain-openai==1.7.4"], [LANGCHAIN_OPENAI, LANGCHAIN_OPENAI_RESPONSES]),
-    "langchain-ollama": (["langchain-ollama==1.1.0"], [LANGCHAIN_OLLAMA]),
-    "llama-index-llms-ollama": (["llama-index-llms-ollama==0.11.0"], [LLAMA_INDEX_OLLAMA]),
-    "litellm": (["litellm"], [LITELLM]),
-    "llm": (["llm==0.36"], [LLM]),
+    "langchain-openai": (["langchain-openai~=1.7"], [LANGCHAIN_OPENAI, LANGCHAIN_OPENAI_RESPONSES]),
+    "langchain-ollama": (["langchain-ollama~=1.1"], [LANGCHAIN_OLLAMA]),
+    "llama-index-llms-ollama": (["llama-index-llms-ollama~=0.11"], [LLAMA_INDEX_OLLAMA]),
+    "litellm": (["litellm~=1.80"], [LITELLM]),
+    "llm": (["llm~=0.36"], [LLM]),
 }
 BEGIN = "import json, sys\nURL, QUESTION = sys.argv[1:]\n"
 END = "\nprint(json.dumps([whole, streamed]))\n"

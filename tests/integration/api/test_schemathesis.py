@@ -62,6 +62,9 @@ OLLAMA_MEANING = {"not_supported", "invalid_parameter", "template_error", "unkno
 # Never carried out.
 REFUSED = {"POST /api/push", "POST /infill", "POST /v1/rerank"}  # the last two by gloss
 
+# They take the body of a route that generates, and look at what makes the prompt.
+ONLY_PROMPT = {"POST /apply-template", "POST /v1/chat/completions/input_tokens", "POST /v1/responses/input_tokens"}
+
 # Bodies of jobs that are started and at once cancelled.
 WORK = ("POST /v1/quantize", "POST /v1/calibrate", "POST /v1/evaluate", "POST /v1/variants/{ref}/rebuild")
 
@@ -282,6 +285,8 @@ def is_meaning(error: dict[str, Any]) -> bool:
 
 def excluded_checks(case: Case, answer: Any) -> list[Any]:
     names = list(ALSO_NAMES.get(case.operation.label, ()))
+    if case.operation.label in ONLY_PROMPT:
+        names.append("negative_data_rejection")
     if answer.status_code in (400, 422) and answer.content and is_meaning(refusal(answer)):
         names.append("positive_data_acceptance")
     if "/api/" in case.operation.label and answer.status_code == 400 and refusal(answer)["code"] in OLLAMA_MEANING:
@@ -332,11 +337,12 @@ def check_all(
     load_all_checks()
     pid, aim = server.process.pid, Aim(server)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) > 20
+    assert {"openai", "ollama", "anthropic", "llama-server"} <= {tag for one in operations for tag in one.tags or ()}
     for operation in operations:
         with subtests.test(operation=operation.label):
             statuses = run(operation, schema, aim, max_examples, phases)
-            if operation.label not in REFUSED:
+            # A few drawn at random may all be refused, or find nothing.
+            if phases is ALL and operation.label not in REFUSED:
                 assert any(200 <= status < 300 or status == 409 for status in statuses), statuses
     described = json.loads((server.home / "server.json").read_text())
     assert (described["pid"], server.process.pid, server.process.is_running()) == (pid, pid, True)

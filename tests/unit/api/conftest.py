@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,10 +185,16 @@ class Api:
 MakeApi = Callable[..., Api]
 
 
+# Applications by their options, between tests: FastAPI builds 80 routes at the first request, which takes half a
+# second, and all that differs from test to test is in `state.services`.
+_IDLE: dict[str, list[tuple[FastAPI, Metrics]]] = defaultdict(list)
+
+
 @pytest.fixture
 def make_api(tmp_path: Path) -> Iterator[MakeApi]:
     """make_api(**options): an application without keys, unless options say otherwise."""
     engines = []
+    taken: list[tuple[str, FastAPI, Metrics]] = []
 
     def _make(**options: Any) -> Api:
         engine = open_database(f"sqlite:///{tmp_path / f'{len(engines)}.db'}")
@@ -199,7 +206,11 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
         derived = DerivedFiles(tmp_path / f"laboratory{len(engines)}", 1 << 30)
         runner = JobRunner(queue, Stores(catalog, blobs, laboratory, derived), RunnerOptions())
         api_options = replace(ApiOptions(version="0.0.0", context_length=512, import_wait_seconds=0.0), **options)
-        app = FastAPI(title="quantry", version="0.0.0")
+        key = repr(sorted(options.items()))
+        app, metrics = _IDLE[key].pop() if _IDLE[key] else (FastAPI(title="quantry", version="0.0.0"), Metrics())
+        fresh = not hasattr(app.state, "services")
+        taken.append((key, app, metrics))
+        vars(metrics).update(vars(Metrics()))
         app.state.services = Services(
             catalog=catalog,
             blobs=blobs,
@@ -207,15 +218,18 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
             presets=Presets(engine),
             jobs=runner,
             pool=pool,
-            metrics=Metrics(),
+            metrics=metrics,
             options=api_options,
         )
-        routes.install(app)
+        if fresh:
+            routes.install(app)
         return Api(app, app.state.services, pool, queue, catalog, blobs)
 
     yield _make
     for engine in engines:
         engine.dispose()
+    for key, app, metrics in taken:
+        _IDLE[key].append((app, metrics))
 
 
 @pytest.fixture
