@@ -94,7 +94,8 @@ class Body(Lenient):
 
 
 def _pair(pair: list[Any]) -> list[Any]:
-    if len(pair) != 2 or isinstance(pair[0], bool) or not isinstance(pair[0], int) or not 0 <= pair[0] <= MAX_TOKEN_ID:
+    # JSON Schema calls 40.0 an integer.
+    if len(pair) != 2 or isinstance(pair[0], bool) or pair[0] != int(pair[0]) or not 0 <= pair[0] <= MAX_TOKEN_ID:
         raise ValueError("a token id and its bias are taken")
     return pair
 

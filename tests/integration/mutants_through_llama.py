@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from service.domain.errors import InvalidModel, QuantryError
+from service.domain.recipes import Recipe
 from service.gguf.files import read_header
 from service.llama.context import Context
 from service.llama.model import Model
@@ -26,8 +27,8 @@ INTERESTING = (0, 1, 2, 3, 5, 12, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 
 
 def run_through_llama(path: Path) -> None:
     """Plan, quantize, load, tokenize and decode."""
-    quantize_model(path, Path(os.devnull), file_type=2, dry_run=True, threads=1)
-    quantize_model(path, path.with_suffix(".out"), file_type=2, threads=1, allow_requantize=True)
+    quantize_model(path, Path(os.devnull), Recipe("Q4_0"), dry_run=True, threads=1)
+    quantize_model(path, path.with_suffix(".out"), Recipe("Q4_0", allow_requantize=True), threads=1)
     model = Model(path, gpu_layers=0, use_extra_buffers=False)
     tokens = model.tokenize("hello w\u00f6rld \x00 the", add_special=True, parse_special=True)
     for token in tokens:

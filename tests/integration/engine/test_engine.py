@@ -18,6 +18,7 @@ from service.domain.generation import (
     GrammarKind,
     SamplingParams,
 )
+from service.domain.recipes import Recipe
 from service.engine.drafting import DraftModel
 from service.llama.quantizer import quantize_model
 from tests.integration.engine.driving import GREEDY, Answer, greedy, running
@@ -234,7 +235,7 @@ def test_2000_random_requests_with_random_cancellations_leave_all_cells_free(tin
 
 def test_drafts_of_a_smaller_level_change_no_text_and_are_mostly_right(gloss: Path, tmp_path: Path) -> None:
     smaller = tmp_path / "smaller.gguf"
-    quantize_model(gloss, smaller, file_type=15)  # Q4_K_M
+    quantize_model(gloss, smaller, Recipe("Q4_K_M"))
     with running(gloss, cells=512) as driver:
         draft = DraftModel(
             smaller,

@@ -15,6 +15,12 @@ HORSE = "Horse (noun): solid-hoofed herbivorous quadruped domesticated since pre
 QUESTION = [{"role": "user", "content": 'What does "horse" mean?'}]
 
 
+def model_blobs(server: Server) -> set[str]:
+    """Names of the files in the store that are no dataset."""
+    datasets = {entry["digest"].replace(":", "-") for entry in server.client.get("/v1/datasets").json()["data"]}
+    return {path.name for path in (server.home / "blobs").rglob("*") if path.is_file()} - datasets
+
+
 def test_the_server_process_holds_no_native_model_code_while_serving(gloss_server: Server) -> None:
     """The maps of the process say what is loaded, whatever name it was imported under."""
     body = {"model": "gloss", "messages": QUESTION, "temperature": 0}
@@ -107,8 +113,7 @@ def test_a_cancelled_job_leaves_nothing_half_written(make_server: MakeServer) ->
     ended = server.wait_for_job(job["id"])
     assert ended["status"] == "cancelled"
     names = set(server.names())
-    blobs = {path.name for path in (server.home / "blobs").rglob("*") if path.is_file()}
-    assert len(blobs) == len(names)
+    assert len(model_blobs(server)) == len(names)
 
 
 def test_an_upload_becomes_a_model(make_server: MakeServer, gloss: Path) -> None:
@@ -144,7 +149,7 @@ def test_hostile_files_are_refused_and_leave_nothing(make_server: MakeServer, gl
         assert error["code"] == "invalid_model", name
         assert str(tmp_path) not in error["message"]
     assert server.names() == []
-    assert [path for path in (server.home / "blobs").rglob("*") if path.is_file()] == []
+    assert model_blobs(server) == set()
 
 
 def test_a_refused_upload_leaves_nothing_and_one_that_is_in_use_stays(make_server: MakeServer, gloss: Path) -> None:
@@ -155,7 +160,7 @@ def test_a_refused_upload_leaves_nothing_and_one_that_is_in_use_stays(make_serve
     error = server.json("POST", "/v1/models", 422, {"name": "bad", "digest": digest})["error"]
     assert error["code"] == "invalid_model"
     assert server.client.head(f"/v1/blobs/{digest}").status_code == 404
-    assert [path for path in (server.home / "blobs").rglob("*") if path.is_file()] == []
+    assert model_blobs(server) == set()
 
     good = server.add_gloss()
     mismatch = server.json("POST", "/v1/models", 400, {"name": "gloss:Q8_0", "digest": good["digest"]})["error"]
