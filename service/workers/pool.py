@@ -221,8 +221,13 @@ class Pool:
         slot.last_used = time.monotonic()
 
     def keep(self, variant: Variant, seconds: float) -> None:
-        """Keep the variant in memory for that long after its last request, until it is unloaded; math.inf: for ever."""
-        self._slot(variant).keep_alive_seconds = seconds
+        """Keep the variant in memory for that long from now, and after each request, until it is unloaded.
+
+        `seconds` math.inf: for ever.
+        """
+        slot = self._slot(variant)
+        slot.keep_alive_seconds = seconds
+        slot.last_used = time.monotonic()
 
     def keep_alive_seconds(self, digest: str) -> float:
         """For how long the variant with that blob stays in memory after its last request."""
