@@ -69,13 +69,15 @@ def create_app(settings: Settings) -> FastAPI:
     laboratory = Laboratory(engine)
     derived = DerivedFiles(settings.home / LABORATORY_FOLDER, settings.laboratory_bytes)
     queue = JobQueue(engine, settings.max_queued_jobs)
+    pool = Pool(
+        _pool_options(settings), path_of=blobs.path, rungs=catalog, smaller_levels=partial(smaller_levels, catalog)
+    )
     runner = JobRunner(
         queue,
         Stores(catalog, blobs, laboratory, derived),
-        RunnerOptions(concurrency=settings.job_concurrency, threads=_job_threads(settings)),
-    )
-    pool = Pool(
-        _pool_options(settings), path_of=blobs.path, rungs=catalog, smaller_levels=partial(smaller_levels, catalog)
+        RunnerOptions(
+            concurrency=settings.job_concurrency, threads=_job_threads(settings), is_serving=lambda: pool.is_serving
+        ),
     )
     app.state.settings = settings
     app.state.queue = queue

@@ -34,6 +34,7 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         """Use `start`."""
         self._process = process
+        self._paused = False
         self._stderr_tail = bytearray()
         self._stderr_reader = asyncio.create_task(self._read_stderr())
 
@@ -73,9 +74,22 @@ class Child:
         while (message := await asyncio.wait_for(frames.read(stdout), stall_seconds)) is not None:
             yield message
 
+    def pause(self) -> None:
+        """Stop the whole group where it is."""
+        if not self._paused and self._process.returncode is None:
+            self._paused = True
+            self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Undo `pause`."""
+        if self._paused:
+            self._paused = False
+            self._signal(signal.SIGCONT)
+
     async def terminate(self, grace_seconds: float = TERMINATE_GRACE_SECONDS) -> None:
         """SIGTERM, then SIGKILL, to the whole group; returns when the child is gone."""
         self._signal(signal.SIGTERM)
+        self.go_on()  # a process that is stopped would not see it
         try:
             await asyncio.wait_for(self._process.wait(), grace_seconds)
         except TimeoutError:

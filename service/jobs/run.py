@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
@@ -23,6 +24,7 @@ from service.jobs.assignments import assign
 from service.jobs.assignments.bench import CHECKPOINT, Assignment, Bench
 from service.jobs.child import Child, death
 from service.jobs.events import Followers
+from service.jobs.making_way import make_way
 from service.jobs.messages import Done, Failed, Progress
 from service.jobs.progress import Meter
 from service.jobs.queue import JobQueue
@@ -46,10 +48,11 @@ class Halted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """`argv` starts a child. One that is silent for `stall_seconds` is killed."""
+    """`argv` starts a child. One that is silent for `stall_seconds` is killed. It makes way while `is_serving`."""
 
     argv: tuple[str, ...]
     stall_seconds: float
+    is_serving: Callable[[], bool]
 
 
 class Run:
@@ -121,6 +124,7 @@ class Run:
             raise Halted
         assert assignment.task is not None
         child = self.child = await Child.start(self._options.argv, assignment.task)
+        making_way = asyncio.create_task(make_way(child, self._options.is_serving))
         try:
             if self._is_halted():  # it came while the child was being started
                 await child.terminate()
@@ -129,6 +133,8 @@ class Run:
             await child.terminate()
             await child.ended()
             raise
+        finally:
+            making_way.cancel()
         status = await child.ended()
         if done:
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,10 @@ _log = structlog.get_logger("jobs")
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """`threads` 0: all cores. A child silent for `stall_seconds` is killed: one tensor never takes that long."""
+    """`threads` 0: all cores. A child silent for `stall_seconds` is killed: one tensor never takes that long.
+
+    While `is_serving` says so, jobs make way.
+    """
 
     concurrency: int = 1
     argv: tuple[str, ...] = child_argv("service.jobs.steps")
@@ -67,6 +70,7 @@ class RunnerOptions:
     stall_seconds: float = 3600.0
     plan_seconds: float = 120.0
     keep_ended: int = 1000  # jobs in the history
+    is_serving: Callable[[], bool] = lambda: False
 
 
 class JobRunner:
@@ -265,7 +269,7 @@ class JobRunner:
                 continue
 
     def _run_of(self, job: Job) -> Run:
-        options = RunOptions(self._options.argv, self._options.stall_seconds)
+        options = RunOptions(self._options.argv, self._options.stall_seconds, self._options.is_serving)
         return Run(job, self._bench(job), self._queue, self._followers, options)
 
     async def _run(self, run: Run) -> None:

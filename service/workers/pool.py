@@ -291,6 +291,11 @@ class Pool:
         return sum(slot.memory_bytes for slot in self._slots.values())
 
     @property
+    def is_serving(self) -> bool:
+        """Whether any request runs, or waits for its worker."""
+        return any(slot.active or slot.waiting for slot in self._slots.values())
+
+    @property
     def memory_budget_bytes(self) -> int:
         """What all workers together may take."""
         return self._options.memory_budget_bytes
