@@ -237,8 +237,22 @@ def test_what_one_size_of_step_learned_serves_the_others() -> None:
         assert steps(tokens, 50).count(1) <= 12, tokens
 
 
-# The same worlds each time: among others there are rare ones that cost more (1.34 was seen once, of mixed steps), and a
-# test that fails now and then tells nobody anything.
+def check_costs(cores: int, penalty: float, quiet: float, taken: list[float], mixed: bool, seed: int) -> None:
+    """Whatever comes, the governor costs little more than the best fixed counts."""
+
+    def any_work(source: random.Random) -> tuple[Work, float]:
+        tokens = source.choice((1, 1, 1, 3, 8))
+        return Work(generated=tokens, prompt=0), float(tokens) ** 0.6
+
+    phases = [(6.0, round(share * cores) if cores > 1 else 0) for share in taken]
+    results = simulate(Machine(cores, penalty, seed), phases, quiet, work=any_work if mixed else None)
+    settled = Phase([step for phase in results for step in phase.steps if step[0] >= SETTLING_SECONDS])
+    assert settled.cost() <= 1.2  # 750 scenarios: median 1.01, worst 1.147
+    assert all(phase.cost(since=SETTLING_SECONDS) <= 1.8 for phase in results)
+
+
+# A search at random finds worlds that break this now and then (those below): the default run looks at the same 100 each
+# time, and `-m slow` searches.
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     cores=st.sampled_from([1, 2, 3, 4, 8, 16]),
@@ -251,12 +265,26 @@ def test_what_one_size_of_step_learned_serves_the_others() -> None:
 def test_whatever_comes_costs_little_more_than_the_best_fixed_counts(
     cores: int, penalty: float, quiet: float, taken: list[float], mixed: bool, seed: int
 ) -> None:
-    def any_work(source: random.Random) -> tuple[Work, float]:
-        tokens = source.choice((1, 1, 1, 3, 8))
-        return Work(generated=tokens, prompt=0), float(tokens) ** 0.6
+    check_costs(cores, penalty, quiet, taken, mixed, seed)
 
-    phases = [(6.0, round(share * cores) if cores > 1 else 0) for share in taken]
-    results = simulate(Machine(cores, penalty, seed), phases, quiet, work=any_work if mixed else None)
-    settled = Phase([step for phase in results for step in phase.steps if step[0] >= SETTLING_SECONDS])
-    assert settled.cost() <= 1.2  # 750 scenarios: median 1.01, worst 1.147
-    assert all(phase.cost(since=SETTLING_SECONDS) <= 1.8 for phase in results)
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None)
+@given(
+    cores=st.sampled_from([1, 2, 3, 4, 8, 16]),
+    penalty=st.floats(2.5, 10.0),
+    quiet=st.sampled_from([0.003, 0.01]),
+    taken=st.lists(st.floats(0.0, 0.75), min_size=1, max_size=3),
+    mixed=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_world_costs_little_more_than_the_best_fixed_counts(
+    cores: int, penalty: float, quiet: float, taken: list[float], mixed: bool, seed: int
+) -> None:
+    check_costs(cores, penalty, quiet, taken, mixed, seed)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="three of four cores taken at once: known, not mended")
+@pytest.mark.parametrize(("penalty", "taken"), [(6.5, [0.0, 0.75]), (6.25, [0.0, 0.75, 0.0])])
+def test_three_of_four_cores_taken_cost_little_more_as_well(penalty: float, taken: list[float]) -> None:
+    check_costs(4, penalty, 0.01, taken, mixed=False, seed=0)
