@@ -42,6 +42,7 @@ from service.store.datasets import enter_built_in
 from service.store.derived import DerivedFiles
 from service.store.home import lock_home
 from service.store.laboratory import Laboratory
+from service.store.partials import Partials
 from service.store.presets import Presets
 from service.store.stores import Stores
 from service.workers.pool import Pool, PoolOptions
@@ -51,6 +52,7 @@ log = structlog.get_logger("app")
 
 SERVER_FILE = "server.json"  # in the home: process id and address of the running server
 LABORATORY_FOLDER = "laboratory"  # in the home: what can be computed again
+PARTIAL_FOLDER = "partial"  # beside the blobs: transfers under way
 _SWEEP_SECONDS = 600.0
 
 
@@ -68,13 +70,14 @@ def create_app(settings: Settings) -> FastAPI:
     blobs = BlobStore(settings.blob_folder, settings.disk_reserve_bytes)
     laboratory = Laboratory(engine)
     derived = DerivedFiles(settings.home / LABORATORY_FOLDER, settings.laboratory_bytes)
+    partials = Partials(settings.blob_folder / PARTIAL_FOLDER, settings.partial_age_seconds)
     queue = JobQueue(engine, settings.max_queued_jobs)
     pool = Pool(
         _pool_options(settings), path_of=blobs.path, rungs=catalog, smaller_levels=partial(smaller_levels, catalog)
     )
     runner = JobRunner(
         queue,
-        Stores(catalog, blobs, laboratory, derived),
+        Stores(catalog, blobs, laboratory, derived, partials),
         RunnerOptions(
             concurrency=settings.job_concurrency, threads=_job_threads(settings), is_serving=lambda: pool.is_serving
         ),
@@ -84,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = Services(
         catalog=catalog,
         blobs=blobs,
+        partials=partials,
         laboratory=laboratory,
         presets=Presets(engine),
         jobs=runner,
@@ -156,6 +160,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     with lock_home(settings.home):
         removed = await asyncio.to_thread(services.blobs.start)
+        await asyncio.to_thread(services.partials.start)
         await asyncio.to_thread(enter_built_in, services.blobs, services.laboratory)
         await services.jobs.start()
         await services.pool.start()

@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     blob_grace_seconds: float = Field(
         3600.0, ge=0, le=30 * 86400, description="Age in seconds from which a blob that nothing refers to is deleted."
     )
+    partial_age_seconds: float = Field(
+        7 * 86400.0,
+        ge=60,
+        le=365 * 86400,
+        description="Age in seconds from which an upload or a download that nobody goes on with is deleted.",
+    )
 
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

@@ -16,14 +16,18 @@ from service.api.shapes import Listing
 from service.api.streams import HEARTBEAT, EventStream, sse
 from service.domain.jobs import (
     ENDED,
+    AdapterSpec,
+    BundleSpec,
     EvaluateSpec,
     ImportSpec,
     Job,
     JobEvent,
     JobSpec,
     JobStatus,
+    PullSpec,
     QuantizeSpec,
     RebuildSpec,
+    VerifySpec,
 )
 from service.domain.names import parse_ref
 
@@ -136,6 +140,14 @@ def _subject(spec: JobSpec) -> tuple[str, list[str]]:
             return refs[0].key.display, [ref.canonical_tag or "" for ref in refs]
         case RebuildSpec():
             return spec.variant.name, []
+        case PullSpec():
+            return spec.name, []
+        case AdapterSpec():
+            return spec.base.name, []
+        case BundleSpec():
+            return spec.name or "", []
+        case VerifySpec():
+            return ", ".join(spec.models), []
         case _:
             return spec.source_name, []
 

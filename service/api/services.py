@@ -23,6 +23,7 @@ from service.metrics import Metrics
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.laboratory import Laboratory
+from service.store.partials import Partials
 from service.store.presets import Presets
 from service.workers.pool import Pool
 
@@ -58,6 +59,7 @@ class Services:
 
     catalog: Catalog
     blobs: BlobStore
+    partials: Partials
     laboratory: Laboratory
     presets: Presets
     jobs: JobRunner

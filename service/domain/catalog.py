@@ -76,10 +76,23 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteOrigin:
+    """Where the bytes of a variant were fetched from: enough to fetch the same ones again.
+
+    `revision` is what the address meant at the time (a commit of a hub, the digest of a manifest), None where there is
+    no such thing.
+    """
+
+    address: str  # canonical, as `domain.remote` writes it
+    revision: str | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Lineage:
     """Where a variant comes from. `source_digest` None: it was imported. `lossy_source` stays true for ever."""
 
-    origin: str  # "imported" or "quantized"
+    origin: str  # "imported", "pulled" or "quantized"
     source_digest: str | None = None
     source_name: str | None = None
     recipe: Recipe | None = None
@@ -88,6 +101,8 @@ class Lineage:
     lossy_source: bool = False
     search: SearchReport | None = None  # how the mix of a budget run was found
     job_id: str | None = None  # what made it
+    remote: RemoteOrigin | None = None  # where it was pulled from
+    converted_from: str | None = None  # what it was before it was this GGUF file, e.g. "safetensors, BF16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +120,7 @@ class Variant:
     created_at: str  # RFC 3339, UTC
     corrupt: bool = False
     tags: tuple[str, ...] = field(default=())  # free words that point here ("latest", "prod")
+    pinned: bool = False  # not to be pruned
 
     @property
     def tag(self) -> str:
@@ -120,6 +136,40 @@ class Variant:
     def lossy(self) -> bool:
         """True when precision has already been lost: a quantized file, or anything made from one."""
         return self.lineage.lossy_source or self.facts.quantized_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What a LoRA adapter's GGUF file says of itself."""
+
+    architecture: str
+    rank: int
+    alpha: float
+    tensors: int
+    parameters: int
+    general_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A named LoRA adapter of one model."""
+
+    model: ModelKey
+    name: str
+    digest: str
+    size_bytes: int
+    facts: AdapterFacts
+    created_at: str  # RFC 3339, UTC
+    corrupt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The levels that a model's owner wants to have. `importance_matrix` is a digest or "auto": made where needed."""
+
+    levels: tuple[str, ...]
+    importance_matrix: str | None = None
+    updated_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)

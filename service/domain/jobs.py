@@ -21,6 +21,10 @@ class JobKind(StrEnum):
     EVALUATE = "evaluate"
     BUDGET = "budget"  # the best mix of tensor types within a budget
     REBUILD = "rebuild"  # make a variant again and compare
+    PULL = "pull"  # fetch a model from elsewhere, then as an import
+    ADAPTER = "adapter"  # take in a LoRA adapter for a model
+    BUNDLE = "bundle"  # take in the variants of a bundle
+    VERIFY = "verify"  # read blobs again and compare their digests
 
 
 class JobStatus(StrEnum):
@@ -50,20 +54,86 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class ImportSpec:
-    """Bring one GGUF file into the store under `name`. Exactly one of `path` and `digest` is set."""
-
-    name: str  # canonical reference as asked for
-    path: str | None = None  # a file on the server
-    digest: str | None = None  # a blob already uploaded
-
-
-@dataclass(frozen=True, slots=True)
 class StoredFile:
     """A variant as a job's spec names it: its canonical name, and the blob that it was when asked for."""
 
     name: str
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamedBlob:
+    """An upload, under the file name that it has in its checkpoint."""
+
+    name: str  # e.g. "model-00001-of-00002.safetensors"; never a path
+    digest: str
+
+
+class Adoption(StrEnum):
+    """What becomes of a file that is imported by its path."""
+
+    COPY = "copy"  # its bytes are copied into the store
+    LINK = "link"  # a hard link to it is the blob
+    REFERENCE = "reference"  # it stays where it is, and the blob refers to it
+
+
+@dataclass(frozen=True, slots=True)
+class ImportSpec:
+    """Bring one model into the store under `name`. Exactly one of `path`, `digest` and `files` is set.
+
+    What is no current GGUF file (a checkpoint, a split or an old file) is converted on the way, floats to `convert_to`.
+    """
+
+    name: str  # canonical reference as asked for
+    path: str | None = None  # a file, or the folder of a checkpoint, on the server
+    digest: str | None = None  # a blob already uploaded
+    files: tuple[NamedBlob, ...] = ()  # the files of a checkpoint, already uploaded
+    convert_to: str | None = None  # "F32", "F16" or "BF16"; None: F16, or BF16 where the checkpoint is in BF16
+    adopt: Adoption = Adoption.COPY
+
+
+@dataclass(frozen=True, slots=True)
+class PullSpec:
+    """Fetch a model from `source` and bring it into the store under `name`."""
+
+    name: str  # canonical reference as asked for
+    source: str  # canonical address, as `domain.remote` writes it
+    convert_to: str | None = None  # as in `ImportSpec`
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """Take in a LoRA adapter of `base` under `name`. Exactly one of `path`, `digest`, `files` and `source` is set."""
+
+    name: str
+    base: StoredFile
+    path: str | None = None  # a GGUF file, or the folder of a PEFT adapter, on the server
+    digest: str | None = None  # a blob already uploaded
+    files: tuple[NamedBlob, ...] = ()  # the files of a PEFT adapter, already uploaded
+    source: str | None = None  # canonical address, as `domain.remote` writes it
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSpec:
+    """Take in the variants of a bundle, a tar file in OCI's layout. Exactly one of `path` and `digest` is set.
+
+    `name` is the model's new name; None: the one in the bundle.
+    """
+
+    path: str | None = None
+    digest: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySpec:
+    """Read blobs again and compare their digests: those of `models` (canonical names), all when there is none.
+
+    With `repair` each that is damaged is then made or fetched again, where its lineage says how.
+    """
+
+    models: tuple[str, ...] = ()
+    repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +247,18 @@ class RebuildSpec:
     threads: int | None = None
 
 
-JobSpec = ImportSpec | QuantizeSpec | CalibrateSpec | EvaluateSpec | BudgetSpec | RebuildSpec
+JobSpec = (
+    ImportSpec
+    | QuantizeSpec
+    | CalibrateSpec
+    | EvaluateSpec
+    | BudgetSpec
+    | RebuildSpec
+    | PullSpec
+    | AdapterSpec
+    | BundleSpec
+    | VerifySpec
+)
 
 SPECS: dict[JobKind, type[JobSpec]] = {
     JobKind.IMPORT: ImportSpec,
@@ -186,6 +267,10 @@ SPECS: dict[JobKind, type[JobSpec]] = {
     JobKind.EVALUATE: EvaluateSpec,
     JobKind.BUDGET: BudgetSpec,
     JobKind.REBUILD: RebuildSpec,
+    JobKind.PULL: PullSpec,
+    JobKind.ADAPTER: AdapterSpec,
+    JobKind.BUNDLE: BundleSpec,
+    JobKind.VERIFY: VerifySpec,
 }
 """What the spec of a job of each kind is."""
 

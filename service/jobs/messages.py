@@ -8,24 +8,86 @@ from __future__ import annotations
 
 import msgspec
 
-from service.domain.catalog import LevelPlan
+from service.domain.catalog import AdapterFacts, LevelPlan, Lineage, RemoteOrigin
 from service.domain.evaluation import Card, SearchReport, Target
 from service.domain.importance import ImportanceFacts
-from service.domain.jobs import MadeFile
+from service.domain.jobs import Adoption, MadeFile
 from service.domain.recipes import Recipe
+from service.domain.remote import RemoteAccess
 from service.domain.steps_back import Bound
 
 
-class ImportTask(msgspec.Struct, frozen=True, tag="import"):
-    """Validate and plan one file. With `digest` the file is a blob, used in place; without, it is copied to `target`.
+class NamedPath(msgspec.Struct, frozen=True):
+    """A file of a checkpoint: the name that it has there, and where it lies."""
 
-    `name` is the reference asked for; `niceness` is the scheduling priority of the child, 19 the lowest.
+    name: str
+    path: str
+
+
+class ImportTask(msgspec.Struct, frozen=True, tag="import"):
+    """Validate and plan one model. With `digest` the file is a blob, used in place where it is a current GGUF file.
+
+    Otherwise a GGUF file is left at `target`: copied, or converted from the file or folder `source`, or from `files`,
+    floats to `convert_to`. `adopt` as in `ImportSpec`. `name` is the reference asked for; `niceness` is the scheduling
+    priority of the child, 19 the lowest.
     """
 
     source: str
     target: str
     name: str
     digest: str | None
+    niceness: int
+    files: tuple[NamedPath, ...] = ()
+    convert_to: str | None = None
+    adopt: Adoption = Adoption.COPY
+
+
+class PullTask(msgspec.Struct, frozen=True, tag="pull"):
+    """Fetch the model at the address `source` by way of `folder`, where what came earlier may lie; then as an import.
+
+    `folder` outlives the task, so that a later one goes on where it ended; the GGUF file is left at `target`.
+    """
+
+    source: str
+    folder: str
+    target: str
+    name: str
+    access: RemoteAccess
+    niceness: int
+    convert_to: str | None = None
+
+
+class AdapterTask(msgspec.Struct, frozen=True, tag="adapter"):
+    """Check a LoRA adapter against the model at `base`, and leave its GGUF file at `target`.
+
+    `source` is a path, or with `access` an address to fetch from by way of `folder`; with `digest` it is a blob, used
+    in place where it is a GGUF file.
+    """
+
+    source: str
+    target: str
+    base: str
+    name: str
+    digest: str | None
+    niceness: int
+    files: tuple[NamedPath, ...] = ()
+    access: RemoteAccess | None = None
+    folder: str = ""
+
+
+class BundleTask(msgspec.Struct, frozen=True, tag="bundle"):
+    """Take the variants out of the tar file `source`, each into a file in `folder`, whose names begin with `prefix`."""
+
+    source: str
+    folder: str
+    prefix: str
+    niceness: int
+
+
+class VerifyTask(msgspec.Struct, frozen=True, tag="verify"):
+    """Read these blobs and compare their digests, which are the names."""
+
+    blobs: tuple[NamedPath, ...]
     niceness: int
 
 
@@ -133,7 +195,7 @@ class LaboratoryTask(msgspec.Struct, frozen=True, tag="laboratory"):
     niceness: int
 
 
-Task = ImportTask | LaboratoryTask
+Task = ImportTask | LaboratoryTask | PullTask | AdapterTask | BundleTask | VerifyTask
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -155,6 +217,38 @@ class Made(msgspec.Struct, frozen=True, tag="made"):
     llama_build: str
     recipe: Recipe | None = None
     search: SearchReport | None = None
+    remote: RemoteOrigin | None = None
+    converted_from: str | None = None
+    lossy_source: bool = False  # precision was lost before the file came to be
+
+
+class AdapterMade(msgspec.Struct, frozen=True, tag="adapter-made"):
+    """Step number `step` has left the GGUF file of an adapter, hashed and fsynced, or found a blob to be one."""
+
+    step: int
+    path: str
+    digest: str
+    size_bytes: int
+    facts: AdapterFacts
+
+
+class Unpacked(msgspec.Struct, frozen=True, tag="unpacked"):
+    """Step number `step` has left a variant of a bundle, checked like an import, that was called `tag` there."""
+
+    step: int
+    file: MadeFile
+    llama_build: str
+    model: str
+    tag: str
+    lineage: Lineage
+
+
+class Verified(msgspec.Struct, frozen=True, tag="verified"):
+    """Step number `step` has read a blob."""
+
+    step: int
+    digest: str
+    intact: bool
 
 
 class Calibrated(msgspec.Struct, frozen=True, tag="calibrated"):
@@ -193,5 +287,5 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Everything asked for is made."""
 
 
-Outcome = Made | Calibrated | Evaluated | Planned
+Outcome = Made | Calibrated | Evaluated | Planned | AdapterMade | Unpacked | Verified
 Message = Progress | Outcome | Failed | Done

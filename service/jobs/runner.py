@@ -22,7 +22,9 @@ from service.children import child_argv
 from service.domain.catalog import LevelPlan, Variant
 from service.domain.errors import InternalError, InvalidModel, QuantryError, ShuttingDown
 from service.domain.jobs import (
+    AdapterSpec,
     BudgetSpec,
+    BundleSpec,
     CalibrateSpec,
     EvaluateSpec,
     ImportSpec,
@@ -31,8 +33,10 @@ from service.domain.jobs import (
     JobEvent,
     JobSpec,
     JobStatus,
+    PullSpec,
     QuantizeSpec,
     RebuildSpec,
+    VerifySpec,
 )
 from service.domain.recipes import Recipe, check
 from service.domain.steps_back import LADDER
@@ -156,6 +160,22 @@ class JobRunner:
         Raises ModelNotFound, BlobNotFound when its source or importance matrix is gone, Conflict for a variant that was
         imported, BlobCorrupt for its source, DiskFull, QueueFull, ShuttingDown.
         """
+        return await self._submit(spec)
+
+    async def submit_pull(self, spec: PullSpec) -> Job:
+        """Queue a pull, or find the one under way for the same address and name."""
+        return await self._submit(spec)
+
+    async def submit_adapter(self, spec: AdapterSpec) -> Job:
+        """Queue taking in an adapter; the result of the job is its name."""
+        return await self._submit(spec)
+
+    async def submit_bundle(self, spec: BundleSpec) -> Job:
+        """Queue taking in a bundle; the result is the names of its variants."""
+        return await self._submit(spec)
+
+    async def submit_verify(self, spec: VerifySpec) -> Job:
+        """Queue reading blobs again; the result is the digests of those that are damaged."""
         return await self._submit(spec)
 
     async def plan(

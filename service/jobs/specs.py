@@ -11,14 +11,18 @@ from dataclasses import replace
 
 from service.domain.jobs import (
     SPECS,
+    AdapterSpec,
     BudgetSpec,
+    BundleSpec,
     CalibrateSpec,
     EvaluateSpec,
     ImportSpec,
     JobKind,
     JobSpec,
+    PullSpec,
     QuantizeSpec,
     RebuildSpec,
+    VerifySpec,
 )
 from service.domain.names import parse_ref
 from service.store.database import to_json
@@ -45,8 +49,7 @@ def digests_of(spec: JobSpec) -> frozenset[str]:
 def _folded(spec: JobSpec) -> JobSpec:
     match spec:
         case ImportSpec():
-            ref = parse_ref(spec.name)
-            return replace(spec, name=f"{ref.key.folded}:{(ref.canonical_tag or '').lower()}")
+            return replace(spec, name=_folded_name(spec.name))
         case QuantizeSpec():
             levels = tuple(sorted(set(spec.levels)))
             flavour = None if spec.flavour is None else spec.flavour.lower()
@@ -59,3 +62,16 @@ def _folded(spec: JobSpec) -> JobSpec:
             return replace(spec, source_name=spec.source_name.lower(), include=include, threads=None)
         case EvaluateSpec() | RebuildSpec():
             return replace(spec, threads=None)
+        case PullSpec():
+            return replace(spec, name=_folded_name(spec.name))
+        case AdapterSpec():
+            return replace(spec, name=spec.name.lower())
+        case BundleSpec():
+            return replace(spec, name=None if spec.name is None else spec.name.lower())
+        case VerifySpec():
+            return replace(spec, models=tuple(sorted({name.lower() for name in spec.models})))
+
+
+def _folded_name(name: str) -> str:
+    ref = parse_ref(name)
+    return f"{ref.key.folded}:{(ref.canonical_tag or '').lower()}"

@@ -1,8 +1,8 @@
 """A job's child process: `python -m service.jobs.steps` reads one task, does its steps, and says how far it is.
 
 Files in, files out: it knows nothing of the queue, the database or HTTP. It may die of what it reads, which is the
-point; the server tells by its exit. Entry, errors and limits are here, the steps themselves in `importing` and
-`laboratory`, which load llama.cpp and so come after the limits.
+point; the server tells by its exit. Entry, errors and limits are here, the steps themselves in a file for each
+kind of task, which may load llama.cpp and so come after the limits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from service.children import bind_to_parent
 from service.domain.errors import DiskFull, InvalidModel, JobFailed, QuantryError
 from service.frames import BadFrame, FrameReader
 from service.jobs.limits import leave_at_end_of, limit_process, stay_in_the_background
-from service.jobs.messages import Done, Failed, ImportTask, Task
+from service.jobs.messages import (
+    AdapterTask,
+    BundleTask,
+    Done,
+    Failed,
+    ImportTask,
+    LaboratoryTask,
+    PullTask,
+    Task,
+    VerifyTask,
+)
 from service.jobs.outbox import Outbox
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -55,14 +65,31 @@ def _read_task() -> Task | None:
 
 
 def _carry_out(task: Task, outbox: Outbox) -> None:
-    if isinstance(task, ImportTask):
-        from service.jobs.importing import import_file
+    match task:
+        case ImportTask():
+            from service.jobs.importing import import_file
 
-        import_file(task, outbox)
-    else:
-        from service.jobs.laboratory import work
+            import_file(task, outbox)
+        case PullTask():
+            from service.jobs.pulling import pull
 
-        work(task, outbox)
+            pull(task, outbox)
+        case AdapterTask():
+            from service.jobs.adapting import take_in
+
+            take_in(task, outbox)
+        case BundleTask():
+            from service.jobs.unpacking import unpack
+
+            unpack(task, outbox)
+        case VerifyTask():
+            from service.jobs.verifying import verify
+
+            verify(task, outbox)
+        case LaboratoryTask():
+            from service.jobs.laboratory import work
+
+            work(task, outbox)
 
 
 def _private_stdout() -> int:
@@ -73,7 +100,7 @@ def _private_stdout() -> int:
 
 
 def _failed_memory(task: Task) -> Failed:
-    if isinstance(task, ImportTask):
+    if not isinstance(task, LaboratoryTask | VerifyTask):
         return Failed(InvalidModel.code, "The file needs more memory than its size warrants; get it again.")
     return Failed(JobFailed.code, "Memory ran out. Finished parts are kept; start it again with more of it free.")
 

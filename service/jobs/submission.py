@@ -13,15 +13,19 @@ from pathlib import Path
 from service.domain import recipes
 from service.domain.errors import BlobNotFound, InvalidParameter, QuantizationNotApplicable
 from service.domain.jobs import (
+    AdapterSpec,
     BudgetSpec,
+    BundleSpec,
     CalibrateSpec,
     EvaluateSpec,
     ImportSpec,
     Job,
     JobSpec,
+    PullSpec,
     QuantizeSpec,
     RebuildSpec,
     StoredFile,
+    VerifySpec,
 )
 from service.domain.names import check_not_reserved, parse_digest, parse_ref
 from service.domain.steps_back import LADDER, applicable, downwards
@@ -67,6 +71,8 @@ def canonical(spec: JobSpec, stores: Stores) -> JobSpec:
             return replace(spec, variants=files, base=base)
         case RebuildSpec():
             return replace(spec, variant=_canonical_file(spec.variant, catalog))
+        case PullSpec() | AdapterSpec() | BundleSpec() | VerifySpec():
+            return spec
 
 
 def in_order(spec: QuantizeSpec, bench: Bench) -> QuantizeSpec:

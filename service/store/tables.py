@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -72,6 +73,8 @@ blobs = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("corrupt", Boolean, nullable=False),
     Column("created_at", Text, nullable=False),
+    Column("verified_at", Text),  # when its bytes were last read and compared; None: not since they came
+    Column("outside", Text),  # where the bytes lie, for a file that was adopted where it is; None: in the store
     CheckConstraint("size_bytes >= 0", name="size_bytes"),
 )
 
@@ -88,6 +91,7 @@ variants = Table(
     Column("facts", Text, nullable=False),  # FileFacts
     Column("lineage", Text, nullable=False),  # Lineage
     Column("created_at", Text, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("model_id", "flavour_folded", "quantization"),
     UniqueConstraint("model_id", "id"),
     sqlite_autoincrement=True,
@@ -115,6 +119,27 @@ presets = Table(
     Column("preset", Text, nullable=False),  # Preset
     Column("created_at", Text, nullable=False),
     ForeignKeyConstraint(["model_id", "variant_id"], ["variants.model_id", "variants.id"], ondelete="CASCADE"),
+)
+
+# LoRA adapters. A name is unique within its model.
+adapters = Table(
+    "adapters",
+    METADATA,
+    Column("model_id", Integer, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("name_folded", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, ForeignKey("blobs.digest", ondelete="RESTRICT"), nullable=False, index=True),
+    Column("facts", Text, nullable=False),  # AdapterFacts
+    Column("created_at", Text, nullable=False),
+)
+
+# What a model's owner wants to have of it.
+desired = Table(
+    "desired",
+    METADATA,
+    Column("model_id", Integer, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("wish", Text, nullable=False),  # Desired
+    Column("updated_at", Text, nullable=False),
 )
 
 plans = Table(

@@ -7,15 +7,31 @@ transaction: what was reported is there for good, whatever becomes of the job.
 
 from __future__ import annotations
 
-from service.domain.jobs import BudgetSpec, CalibrateSpec, EvaluateSpec, ImportSpec, JobSpec, QuantizeSpec, RebuildSpec
+from service.domain.jobs import (
+    AdapterSpec,
+    BudgetSpec,
+    BundleSpec,
+    CalibrateSpec,
+    EvaluateSpec,
+    ImportSpec,
+    JobSpec,
+    PullSpec,
+    QuantizeSpec,
+    RebuildSpec,
+    VerifySpec,
+)
+from service.jobs.assignments.adapter import AdapterAssignment
 from service.jobs.assignments.bench import Assignment, Bench
 from service.jobs.assignments.budget import BudgetAssignment
+from service.jobs.assignments.bundle import BundleAssignment
 from service.jobs.assignments.calibrate import CalibrateAssignment
 from service.jobs.assignments.evaluate import EvaluateAssignment
 from service.jobs.assignments.imports import ImportAssignment
+from service.jobs.assignments.pull import PullAssignment
 from service.jobs.assignments.quantize import QuantizeAssignment
 from service.jobs.assignments.rebuild import RebuildAssignment
 from service.jobs.assignments.steps_back import StepsBackAssignment
+from service.jobs.assignments.verify import VerifyAssignment
 
 
 def assign(spec: JobSpec, bench: Bench) -> Assignment:
@@ -38,3 +54,11 @@ def assign(spec: JobSpec, bench: Bench) -> Assignment:
             return BudgetAssignment(spec, bench)
         case RebuildSpec():
             return RebuildAssignment(spec, bench)
+        case PullSpec():
+            return PullAssignment(spec, bench)
+        case AdapterSpec():
+            return AdapterAssignment(spec, bench)
+        case BundleSpec():
+            return BundleAssignment(spec, bench)
+        case VerifySpec():
+            return VerifyAssignment(spec, bench)

@@ -26,6 +26,7 @@ from service.store.database import open_database
 from service.store.datasets import enter_built_in
 from service.store.derived import DerivedFiles
 from service.store.laboratory import Laboratory
+from service.store.partials import Partials
 from service.store.stores import Stores
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +55,9 @@ class Home:
         # In the background a busy machine would make these tests take minutes.
         laboratory = Laboratory(engine)
         derived = DerivedFiles(folder / "laboratory", 1 << 30)
-        stores = Stores(catalog, blobs, laboratory, derived)
+        partials = Partials(folder / "partial", 86400.0)
+        partials.start()
+        stores = Stores(catalog, blobs, laboratory, derived, partials)
         runner = JobRunner(queue, stores, RunnerOptions(**{"niceness": 0, **options}))
         return cls(folder, engine, blobs, catalog, laboratory, derived, queue, runner)
 

@@ -30,13 +30,16 @@ from service.store.catalog import Catalog
 from service.store.database import from_json, open_database
 from service.store.derived import DerivedFiles
 from service.store.laboratory import Laboratory
+from service.store.partials import Partials
 from service.store.stores import Stores
 
 async def main(folder, spec, step):
     engine = open_database(f"sqlite:///{folder}/quantry.db")
     blobs = BlobStore(folder / "blobs", reserve_bytes=0)
     blobs.start()
-    stores = Stores(Catalog(engine), blobs, Laboratory(engine), DerivedFiles(folder / "laboratory", 1 << 30))
+    derived, partials = DerivedFiles(folder / "laboratory", 1 << 30), Partials(folder / "partial", 86400.0)
+    partials.start()
+    stores = Stores(Catalog(engine), blobs, Laboratory(engine), derived, partials)
     runner = JobRunner(JobQueue(engine, 10), stores, RunnerOptions(niceness=0))
     await runner.start()
     job = await runner.submit_quantize(from_json(spec, QuantizeSpec))

@@ -28,6 +28,7 @@ from service.store.catalog import Catalog
 from service.store.database import open_database
 from service.store.derived import DerivedFiles
 from service.store.laboratory import Laboratory
+from service.store.partials import Partials
 from service.store.stores import Stores
 
 async def main(folder):
@@ -35,7 +36,9 @@ async def main(folder):
     blobs = BlobStore(folder / "blobs", reserve_bytes=0)
     blobs.start()
     catalog = Catalog(engine)
-    stores = Stores(catalog, blobs, Laboratory(engine), DerivedFiles(folder / "laboratory", 1 << 30))
+    derived, partials = DerivedFiles(folder / "laboratory", 1 << 30), Partials(folder / "partial", 86400.0)
+    partials.start()
+    stores = Stores(catalog, blobs, Laboratory(engine), derived, partials)
     runner = JobRunner(JobQueue(engine, 10), stores, RunnerOptions())
     await runner.start()
     source = catalog.resolve("gloss:F16")

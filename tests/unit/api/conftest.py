@@ -39,6 +39,7 @@ from service.store.catalog import Catalog
 from service.store.database import open_database
 from service.store.derived import DerivedFiles
 from service.store.laboratory import Laboratory
+from service.store.partials import Partials
 from service.store.presets import Presets
 from service.store.stores import Stores
 from service.workers.placing import LoadOptions
@@ -204,7 +205,9 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
         catalog, queue, pool = Catalog(engine), JobQueue(engine, 10), ScriptedPool()
         laboratory = Laboratory(engine)
         derived = DerivedFiles(tmp_path / f"laboratory{len(engines)}", 1 << 30)
-        runner = JobRunner(queue, Stores(catalog, blobs, laboratory, derived), RunnerOptions())
+        partials = Partials(tmp_path / f"partial{len(engines)}", 86400.0)
+        partials.start()
+        runner = JobRunner(queue, Stores(catalog, blobs, laboratory, derived, partials), RunnerOptions())
         api_options = replace(ApiOptions(version="0.0.0", context_length=512, import_wait_seconds=0.0), **options)
         key = repr(sorted(options.items()))
         app, metrics = _IDLE[key].pop() if _IDLE[key] else (FastAPI(title="quantry", version="0.0.0"), Metrics())
@@ -214,6 +217,7 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
         app.state.services = Services(
             catalog=catalog,
             blobs=blobs,
+            partials=partials,
             laboratory=laboratory,
             presets=Presets(engine),
             jobs=runner,

@@ -17,6 +17,7 @@ from service.store.database import open_database
 from service.store.datasets import enter_built_in
 from service.store.derived import DerivedFiles
 from service.store.laboratory import Laboratory
+from service.store.partials import Partials
 from service.store.stores import Stores
 
 PLANS = (
@@ -39,7 +40,9 @@ class Home:
         blobs.start()
         derived = DerivedFiles(folder / "laboratory", 1 << 30)
         derived.start()
-        self.stores = Stores(Catalog(self.engine), blobs, Laboratory(self.engine), derived)
+        partials = Partials(folder / "partial", 86400.0)
+        partials.start()
+        self.stores = Stores(Catalog(self.engine), blobs, Laboratory(self.engine), derived, partials)
         enter_built_in(blobs, self.stores.laboratory)
         self.source = self.add(b"the source in full precision", "F16", Lineage("imported"), PLANS)
 

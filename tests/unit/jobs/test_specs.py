@@ -8,17 +8,22 @@ from service.domain.datasets import DatasetRef
 from service.domain.evaluation import Target
 from service.domain.jobs import (
     SPECS,
+    AdapterSpec,
     BudgetSpec,
+    BundleSpec,
     CalibrateOptions,
     CalibrateSpec,
     EvaluateOptions,
     EvaluateSpec,
     ImportSpec,
     JobKind,
+    NamedBlob,
+    PullSpec,
     QuantizeSpec,
     RebuildSpec,
     SearchOptions,
     StoredFile,
+    VerifySpec,
 )
 from service.domain.recipes import Recipe
 from service.jobs.queue import JobQueue
@@ -40,6 +45,10 @@ EACH = [
     EvaluateSpec((StoredFile("gloss:Q4_0", digest("e")),), StoredFile(*SOURCE), EVALUATE),
     BudgetSpec(*SOURCE, Target(size_bytes=1000), SearchOptions(TEXT), evaluate=EVALUATE),
     RebuildSpec(StoredFile("gloss:Q4_0", digest("e"))),
+    PullSpec("gloss", "hf.co/someone/gloss-GGUF:F16"),
+    AdapterSpec("pirate", StoredFile(*SOURCE), files=(NamedBlob("adapter_config.json", digest("a")),)),
+    BundleSpec(digest=digest("b")),
+    VerifySpec(("gloss:F16",), repair=True),
 ]
 
 
@@ -60,7 +69,7 @@ def test_a_spec_survives_the_queue_and_its_snapshots(queue: JobQueue, spec) -> N
 
 def test_the_sweep_leaves_everything_that_a_job_names() -> None:
     letters = [{found.removeprefix("sha256:")[0] for found in digests_of(spec)} for spec in EACH]
-    assert letters == [{"e"}, set("dfbc"), set("daf"), set("edbc"), set("dabc"), {"e"}]
+    assert letters == [{"e"}, set("dfbc"), set("daf"), set("edbc"), set("dabc"), {"e"}, set(), set("da"), {"b"}, set()]
 
 
 def test_no_two_of_them_are_the_same_work() -> None:

@@ -33,7 +33,8 @@ def _schema(engine: Engine) -> dict[str, str]:
     """Every table and index but alembic's own: name -> SQL, without regard to the order of constraints."""
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").all()
-    lines = {name: sorted(line.strip().rstrip(",") for line in sql.splitlines()) for name, sql in rows}
+    # SQLite puts the name of a table that was renamed in quotes.
+    lines = {name: sorted(line.strip().rstrip(",").replace('"', "") for line in sql.splitlines()) for name, sql in rows}
     return {name: "\n".join(sql) for name, sql in lines.items() if name != "alembic_version"}
 
 
