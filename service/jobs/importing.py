@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from service.domain.catalog import FileFacts, LevelPlan
@@ -41,17 +42,28 @@ def import_file(task: ImportTask, outbox: Outbox) -> None:
     else:
         path, digest, size_bytes = source, task.digest, source.stat().st_size
         limit_memory(size_bytes)
+    file = examine(path, digest, size_bytes, task.name, step, outbox)
+    duration = time.monotonic() - started_at
+    outbox.send(Made(step + EXAMINE_STEPS - 1, replace(file, duration_seconds=duration), build().name))
+
+
+EXAMINE_STEPS = 3
+"""Steps that `examine` takes: check, plan, load."""
+
+
+def examine(path: Path, digest: str, size_bytes: int, name: str, step: int, outbox: Outbox) -> MadeFile:
+    """Everything that is asked of a GGUF file before it may become a variant, as steps from number `step` on.
+
+    `name` is the reference that it is to have; memory has been limited by the caller and is not when this returns.
+    Raises InvalidModel, LabelMismatch.
+    """
     outbox.progress(step, 0.0)
-    header, found = _check(path, task)
-    step += 1
-    plans = _plan(path, header, step, outbox)
-    step += 1
-    outbox.progress(step, 0.0)
+    header, found = _check(path, name)
+    plans = _plan(path, header, step + 1, outbox)
+    outbox.progress(step + 2, 0.0)
     lift_memory_limit()
     smoke_check(path, size_bytes)
-    duration = time.monotonic() - started_at
-    file = MadeFile(str(path), digest, size_bytes, found, plans, duration)
-    outbox.send(Made(step, file, build().name))
+    return MadeFile(str(path), digest, size_bytes, found, plans)
 
 
 def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple[str, int]:
@@ -66,7 +78,7 @@ def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple
             raise _unreadable(source)
         limit_memory(before.st_size)
         limit_file_size(before.st_size)
-        _check(source, task)
+        _check(source, task.name)
         digest = _copy_bytes(descriptor, target, before.st_size, outbox)
         after = os.fstat(descriptor)
         if digest is None or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -97,10 +109,10 @@ def _copy_bytes(descriptor: int, target: Path, size_bytes: int, outbox: Outbox) 
     return f"sha256:{hasher.hexdigest()}"
 
 
-def _check(path: Path, task: ImportTask) -> tuple[Header, FileFacts]:
+def _check(path: Path, name: str) -> tuple[Header, FileFacts]:
     header = read_header(path)
     found = facts(header)
-    check_label(parse_ref(task.name), found.quantization)
+    check_label(parse_ref(name), found.quantization)
     return header, found
 
 
