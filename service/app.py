@@ -32,6 +32,7 @@ from service.api.services import ApiOptions, Services
 from service.domain.memory import CacheChoice
 from service.jobs.queue import JobQueue
 from service.jobs.runner import JobRunner, RunnerOptions
+from service.jobs.wishes import Wishes
 from service.logs import configure_logs
 from service.metrics import Metrics
 from service.settings import Settings
@@ -40,9 +41,11 @@ from service.store.catalog import Catalog
 from service.store.database import open_database
 from service.store.datasets import enter_built_in
 from service.store.derived import DerivedFiles
+from service.store.desired import DesiredLevels
 from service.store.home import lock_home
 from service.store.laboratory import Laboratory
 from service.store.partials import Partials
+from service.store.piecewise import PiecewiseUploads
 from service.store.presets import Presets
 from service.store.stores import Stores
 from service.workers.pool import Pool, PoolOptions
@@ -75,9 +78,11 @@ def create_app(settings: Settings) -> FastAPI:
     pool = Pool(
         _pool_options(settings), path_of=blobs.path, rungs=catalog, smaller_levels=partial(smaller_levels, catalog)
     )
+    stores = Stores(catalog, blobs, laboratory, derived, partials)
+    desired = DesiredLevels(engine)
     runner = JobRunner(
         queue,
-        Stores(catalog, blobs, laboratory, derived, partials),
+        stores,
         RunnerOptions(
             concurrency=settings.job_concurrency, threads=_job_threads(settings), is_serving=lambda: pool.is_serving
         ),
@@ -88,8 +93,11 @@ def create_app(settings: Settings) -> FastAPI:
         catalog=catalog,
         blobs=blobs,
         partials=partials,
+        uploads=PiecewiseUploads(blobs, partials),
         laboratory=laboratory,
         presets=Presets(engine),
+        desired=desired,
+        wishes=Wishes(desired, stores, queue, runner),
         jobs=runner,
         pool=pool,
         metrics=Metrics(),
@@ -164,12 +172,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(enter_built_in, services.blobs, services.laboratory)
         await services.jobs.start()
         await services.pool.start()
+        await services.wishes.start()
         sweeper = asyncio.create_task(_sweep(app))
         log.info("started", temps_removed=removed, memory_budget_bytes=services.pool.memory_budget_bytes)
         try:
             yield
         finally:
             sweeper.cancel()
+            await services.wishes.stop()
             await services.pool.stop(settings.drain_seconds)
             await services.jobs.stop()
             log.info("stopped")
@@ -235,6 +245,8 @@ def _api_options(settings: Settings) -> ApiOptions:
         body_read_timeout_seconds=settings.body_read_timeout_seconds,
         stream_stall_seconds=settings.stream_stall_seconds,
         import_wait_seconds=settings.import_wait_seconds,
+        on_demand=settings.on_demand == "on",
+        on_demand_wait_seconds=settings.on_demand_wait_seconds,
         llama_build=f"llama-cpp-python {machine.binding_version()}",
         gpu_memory_bytes=None if settings.gpu_layers == 0 else machine.gpu_memory_bytes(),
         job_threads=_job_threads(settings),

@@ -164,6 +164,12 @@ class Settings(BaseSettings):
         le=1 << 50,
         description="Most bytes of log-probabilities, checkpoints and sensitivities that are kept for later jobs.",
     )
+    on_demand: Literal["on", "off"] = Field(
+        "off", description="Make a level that a request names and that is not there, of a stored source."
+    )
+    on_demand_wait_seconds: float = Field(
+        300.0, ge=0, le=86400, description="Longest that a request waits for a level that is made for it, in seconds."
+    )
     import_wait_seconds: float = Field(
         10.0, ge=0, le=300, description="Seconds an import is waited for before the answer becomes 202 with a job."
     )

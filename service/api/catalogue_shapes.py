@@ -222,6 +222,14 @@ class BlobShape(Shape):
     size_bytes: int
 
 
+class PieceShape(Shape):
+    """How far an upload in pieces is: its first `received_bytes` are here."""
+
+    digest: str
+    size_bytes: int
+    received_bytes: int
+
+
 # --- workers -----------------------------------------------------------------------------------------------------
 
 

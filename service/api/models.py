@@ -11,11 +11,11 @@ from service.api.catalogue_shapes import BlobShape, CopyBody, DeletedShape, Impo
 from service.api.documents import errors
 from service.api.import_paths import admitted_path
 from service.api.jobs import accepted
-from service.api.responses import error_from, json_response
+from service.api.responses import Dialect, error_from, error_response, json_response
 from service.api.services import Use
 from service.api.shapes import Digest, Ref
 from service.api.streams import unless_gone
-from service.api.uploads import receive_blob
+from service.api.uploads import receive_blob, standing_headers
 from service.api.variants import removed
 from service.domain.errors import BlobNotFound, JobFailed, ModelNotFound
 from service.domain.jobs import ENDED, ImportSpec, JobStatus
@@ -53,8 +53,12 @@ async def put_blob(digest: Digest, request: Request, services: Use) -> Response:
 
 @router.head("/blobs/{digest}", summary="Ask whether a blob is stored", response_class=Response, responses=errors(404))
 async def head_blob(digest: Digest, services: Use) -> Response:
-    """200 with `X-Quantry-Size-Bytes`, or 404."""
-    size_bytes = await asyncio.to_thread(services.blobs.size, parse_digest(digest))
+    """200 with `X-Quantry-Size-Bytes`, or 404; for an upload in pieces 404 with `Upload-Offset`, how far it is."""
+    try:
+        size_bytes = await asyncio.to_thread(services.blobs.size, parse_digest(digest))
+    except BlobNotFound as error:
+        standing = await asyncio.to_thread(services.uploads.standing, digest)
+        return error_response(error, Dialect.NATIVE, headers=standing_headers(standing))
     return Response(headers={"X-Quantry-Size-Bytes": str(size_bytes)})
 
 

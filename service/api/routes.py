@@ -12,6 +12,7 @@ from service.api import (
     advice,
     anthropic,
     datasets,
+    desired,
     importance,
     jobs,
     laboratory,
@@ -27,13 +28,16 @@ from service.api import (
     openai,
     openai_embeddings,
     openai_responses,
+    uploads,
     variants,
     workers,
 )
 from service.api.access import Access
 from service.api.documents import document, operation_id
 from service.api.gate import Gate
+from service.api.jobs import accepted
 from service.api.limits import BodyLimits
+from service.api.on_demand import LevelInTheMaking
 from service.api.responses import dialect_of, error_from_validation, error_response
 from service.api.services import Services
 from service.domain.errors import InvalidRequest, MalformedBody, QuantryError, RouteNotFound
@@ -46,7 +50,9 @@ _ROOMS = (
     importance,
     datasets,
     variants,
+    desired,
     models,
+    uploads,
     jobs,
     workers,
     openai,
@@ -70,6 +76,7 @@ def install(app: FastAPI) -> None:
         app.include_router(room.router, generate_unique_id_function=operation_id)
     app.add_exception_handler(RequestValidationError, _validation_failed)
     app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(LevelInTheMaking, _in_the_making)
     options = services.options
     # The last one added is the outermost.
     app.add_middleware(
@@ -85,6 +92,13 @@ def install(app: FastAPI) -> None:
 async def _validation_failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return error_response(error_from_validation(error.errors()), dialect_of(request.scope["path"]))
+
+
+async def _in_the_making(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, LevelInTheMaking)
+    response = accepted(error.job)
+    response.headers["Preference-Applied"] = "respond-async"
+    return response
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

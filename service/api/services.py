@@ -13,17 +13,21 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.api.background import Background
+from service.api.on_demand import PREFERENCE, made_on_demand, read_preference
 from service.api.openai_store import ResponseStore
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, InvalidName, ModelNotFound
 from service.domain.names import parse_ref
 from service.jobs.describing import Descriptions
 from service.jobs.runner import JobRunner
+from service.jobs.wishes import Wishes
 from service.metrics import Metrics
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
+from service.store.desired import DesiredLevels
 from service.store.laboratory import Laboratory
 from service.store.partials import Partials
+from service.store.piecewise import PiecewiseUploads
 from service.store.presets import Presets
 from service.workers.pool import Pool
 
@@ -36,6 +40,7 @@ class ApiOptions:
 
     `api_key_hashes` come from `auth.hash_keys`; empty means that no key is asked for. `import_folders` are absolute.
     `gpu_memory_bytes` None: no GPU is used. `job_threads`: what a job computes with when it does not say.
+    `on_demand`: levels that are asked for and not there are made.
     """
 
     version: str
@@ -48,6 +53,8 @@ class ApiOptions:
     body_read_timeout_seconds: float = 30.0
     stream_stall_seconds: float = 30.0
     import_wait_seconds: float = 10.0
+    on_demand: bool = False
+    on_demand_wait_seconds: float = 300.0
     llama_build: str | None = None
     gpu_memory_bytes: int | None = None
     job_threads: int = 1
@@ -60,8 +67,11 @@ class Services:
     catalog: Catalog
     blobs: BlobStore
     partials: Partials
+    uploads: PiecewiseUploads
     laboratory: Laboratory
     presets: Presets
+    desired: DesiredLevels
+    wishes: Wishes
     jobs: JobRunner
     pool: Pool
     metrics: Metrics
@@ -84,7 +94,12 @@ class Services:
 
     async def servable(self, name: str) -> Variant:
         """As `find`, but a variant whose blob is known to be corrupt raises BlobCorrupt."""
-        variant = await self.find(name)
+        try:
+            variant = await self.find(name)
+        except ModelNotFound:
+            if not self.options.on_demand:
+                raise
+            variant = await made_on_demand(self, name)
         if variant.corrupt:
             raise BlobCorrupt(
                 f"The bytes of {variant.name} no longer match their digest; delete it and import or quantize it again.",
@@ -108,7 +123,10 @@ async def _resolved(resolve: Callable[[str], Variant], name: str) -> Variant:
 
 
 async def _services(request: Request) -> Services:  # no coroutine would be run on a thread
-    return cast("Services", request.app.state.services)
+    services = cast("Services", request.app.state.services)
+    if services.options.on_demand and (headers := request.headers.getlist("prefer")):
+        PREFERENCE.set(read_preference(headers))
+    return services
 
 
 Use = Annotated[Services, Depends(_services)]

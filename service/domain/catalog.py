@@ -106,6 +106,15 @@ class Lineage:
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """A file that was adopted where it is: where it lies, and how it looked when its bytes were last hashed."""
+
+    path: str  # absolute, without symbolic links
+    size_bytes: int
+    modified_ns: int  # since the epoch
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One quantization of one model: a canonical name for one blob."""
 
@@ -161,15 +170,6 @@ class Adapter:
     facts: AdapterFacts
     created_at: str  # RFC 3339, UTC
     corrupt: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Desired:
-    """The levels that a model's owner wants to have. `importance_matrix` is a digest or "auto": made where needed."""
-
-    levels: tuple[str, ...]
-    importance_matrix: str | None = None
-    updated_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,20 @@
     │   └── LossySource, ImportanceMatrixRequired, QuantizationNotApplicable, LabelMismatch
     ├── Unauthorized, Forbidden
     ├── NotFound                  ModelNotFound, BlobNotFound, JobNotFound, RouteNotFound
-    │                             DatasetNotFound, ImportanceMatrixNotFound, ResponseNotFound
-    ├── Conflict                  NameTaken, BlobCorrupt, JobFinished
+    │                             DatasetNotFound, ImportanceMatrixNotFound, AdapterNotFound, ResponseNotFound
+    │                             DesiredNotFound
+    ├── Conflict                  NameTaken, BlobCorrupt, Pinned, JobFinished
     ├── TooLarge                  body or upload over its limit
+    ├── RangeNotSatisfiable       bytes asked for or sent that lie elsewhere than there are any
     ├── UnsupportedMediaType      a body that is not JSON
     ├── InvalidModel              a GGUF file that is truncated, corrupt, hostile or unknown to llama.cpp
     ├── DigestMismatch            bytes that are not what their digest says
     ├── Busy                      QueueFull: try again later
-    ├── Unavailable               WorkerDied, WorkerQuarantined, LoadFailed, DoesNotFit, ShuttingDown, SlowReader
+    ├── Unavailable               BeingMade, WorkerDied, WorkerQuarantined, LoadFailed, DoesNotFit, ShuttingDown,
+    │                             SlowReader
     ├── DeadlineExceeded          a wait of our own ran out
-    ├── DiskFull                  the disk cannot hold it
+    ├── RemoteFailed              another server, from which something is fetched; RemoteRefused: it does not give it
+    ├── DiskFull                  the disk cannot hold it; QuotaExceeded: the store may not
     └── JobFailed                 JobChildDied, JobInterrupted, QuantizationFailed
 
 Every leaf has a stable `code`; its message says what happened and what to do about it. No message holds a
@@ -198,10 +202,22 @@ class DatasetNotFound(NotFound):
     code = "dataset_not_found"
 
 
+class DesiredNotFound(NotFound):
+    """No levels of that model have been asked to be kept."""
+
+    code = "desired_not_found"
+
+
 class ImportanceMatrixNotFound(NotFound):
     """No importance matrix with that digest."""
 
     code = "importance_matrix_not_found"
+
+
+class AdapterNotFound(NotFound):
+    """The model has no adapter of that name; the message lists those it has."""
+
+    code = "adapter_not_found"
 
 
 class RouteNotFound(NotFound):
@@ -228,6 +244,12 @@ class BlobCorrupt(Conflict):
     code = "blob_corrupt"
 
 
+class Pinned(Conflict):
+    """The variant is pinned: it is not to be deleted."""
+
+    code = "pinned"
+
+
 class JobFinished(Conflict):
     """The job has ended and cannot be cancelled."""
 
@@ -241,6 +263,12 @@ class TooLarge(QuantryError):
     """A body over its limit."""
 
     code = "body_too_large"
+
+
+class RangeNotSatisfiable(QuantryError):
+    """A range of bytes that the file does not have, or that an upload does not stand at."""
+
+    code = "range_not_satisfiable"
 
 
 class UnsupportedMediaType(QuantryError):
@@ -280,6 +308,12 @@ class Unavailable(QuantryError):
     """It cannot be served now."""
 
     code = "unavailable"
+
+
+class BeingMade(Unavailable):
+    """The level asked for is being made now; the message names the job."""
+
+    code = "being_made"
 
 
 class WorkerDied(Unavailable):
@@ -324,10 +358,28 @@ class DeadlineExceeded(QuantryError):
     code = "deadline_exceeded"
 
 
+class RemoteFailed(QuantryError):
+    """Another server, from which something was to be fetched, cannot be reached or does not do its part."""
+
+    code = "remote_failed"
+
+
+class RemoteRefused(RemoteFailed):
+    """It does not give it: the repository is gated or private, or the token is wrong."""
+
+    code = "remote_refused"
+
+
 class DiskFull(QuantryError):
     """The disk cannot hold the result."""
 
     code = "disk_full"
+
+
+class QuotaExceeded(DiskFull):
+    """The store's own quota does not admit the result."""
+
+    code = "quota_exceeded"
 
 
 # --- jobs --------------------------------------------------------------------------------------------------------

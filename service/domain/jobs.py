@@ -103,7 +103,10 @@ class PullSpec:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """Take in a LoRA adapter of `base` under `name`. Exactly one of `path`, `digest`, `files` and `source` is set."""
+    """Take in a LoRA adapter of `base` under `name`. Exactly one of `path`, `digest`, `files` and `source` is set.
+
+    The files of a folder at `path` must lie in one of the folders `within`, wherever links lead; none: anywhere.
+    """
 
     name: str
     base: StoredFile
@@ -111,6 +114,7 @@ class AdapterSpec:
     digest: str | None = None  # a blob already uploaded
     files: tuple[NamedBlob, ...] = ()  # the files of a PEFT adapter, already uploaded
     source: str | None = None  # canonical address, as `domain.remote` writes it
+    within: tuple[str, ...] = ()  # absolute paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +131,15 @@ class BundleSpec:
 
 @dataclass(frozen=True, slots=True)
 class VerifySpec:
-    """Read blobs again and compare their digests: those of `models` (canonical names), all when there is none.
+    """Read blobs again and compare their digests: those of `models` and those in `digests`; all when both are empty.
 
-    With `repair` each that is damaged is then made or fetched again, where its lineage says how.
+    A model's name means all of its variants. With `repair` each that is damaged is then made or fetched again by a job
+    of its own, where its lineage says how.
     """
 
     models: tuple[str, ...] = ()
     repair: bool = False
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

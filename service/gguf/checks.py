@@ -23,10 +23,21 @@ _ATTENTION = re.compile(r"blk\.(\d{1,4})\.attn_(q|k)\.weight")
 # Types that kernels use inside a computation, or that no matrix product takes.
 _NOT_FOR_WEIGHTS = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 _TABLES = ("tid2eid", "d2t", "t2d")  # tensors of whole numbers by design
-_NORM_TYPES = frozenset({"F32", "F16", "BF16"})
+# What is added to or multiplied with activations, which are F32: the kernels end the process on another type.
+_ALWAYS_F32 = re.compile(
+    r"(?!.*\.weight$).+|.*(norm|_scale|attn_sinks|ssm_conv1d|shortconv\.conv)\.weight|rope_\w+\.weight"
+)
+# Mixtures of experts that llama.cpp has no plain form of.
+_ALWAYS_EXPERTS = frozenset({"bailingmoe2", "glm4moe", "grovemoe", "lfm2moe", "llada-moe", "smallthinker"})
+# Architectures whose rotary embedding is always cut into sections, one for each kind of position.
+_ALWAYS_SECTIONS = frozenset(
+    {"paddleocr", "qwen2vl", "qwen35", "qwen35moe", "qwen3tts", "qwen3vl", "qwen3vlmoe", "qwen4exp"}
+)
+_MAX_WINDOW = 2**24  # times the sequences of a context it must fit into 32 bits
+_POOLINGS = 5  # kinds of pooling, from 0
 # Kinds of GGUF file that are no language model, by `general.type`.
 _OTHER_KINDS = {
-    "adapter": "a LoRA adapter; merge it into its base model with llama-export-lora and import the result",
+    "adapter": "a LoRA adapter; add it to its base model (POST /v1/adapters, quantry adapters add)",
     "mmproj": "the vision or audio part of a model; import the language model's own file",
     "imatrix": "an importance matrix; import the model's own file",
     "vocab": "a vocabulary without weights; import the model's own file",
@@ -132,10 +143,28 @@ def _check_hyper_parameters(header: Header) -> None:
             continue
         if math.isnan(pair.value) or (key.endswith("_epsilon") and not 0.0 <= pair.value < math.inf):
             raise InvalidModel(f"{key} is {pair.value}, which no model is trained with; the file is corrupt.")
+    window = header.whole(f"{arch}.attention.sliding_window") or 0
+    if window > _MAX_WINDOW:
+        raise InvalidModel(f"{arch}.attention.sliding_window is {window}; at most {_MAX_WINDOW} is allowed.")
+    pooling = header.whole(f"{arch}.pooling_type") or 0
+    if not 0 <= pooling < _POOLINGS:
+        raise InvalidModel(f"{arch}.pooling_type is {pooling}, which llama.cpp does not know; the file is corrupt.")
     scaling = header.pairs.get(f"{arch}.rope.scaling.type")
     if scaling is not None and scaling.value not in _ROPE_SCALING:
         raise InvalidModel(f"{arch}.rope.scaling.type is none of {', '.join(sorted(_ROPE_SCALING))}.")
+    _check_sections(header)
     _check_heads(header)
+
+
+def _check_sections(header: Header) -> None:
+    """The sections of a rotary embedding: llama.cpp divides by their sum, and asserts that there are some."""
+    key = f"{header.architecture}.rope.dimension_sections"
+    array, value = header.array(key), header.whole(key)
+    sections = (value,) * 3 if value is not None else () if array is None else array.values or ()
+    if any(not 0 <= section <= _MAX_WIDTH for section in sections):
+        raise InvalidModel(f"{key} holds a number that no section can have; the file is corrupt.")
+    if header.architecture in _ALWAYS_SECTIONS and not any(sections[:3]):
+        raise InvalidModel(f"{key} gives no sections, which this architecture needs; convert the model again.")
 
 
 def _check_heads(header: Header) -> None:
@@ -177,6 +206,8 @@ def _check_experts(header: Header) -> None:
         fault = f"expert_count is {experts}; {_MAX_EXPERTS} are allowed"
     elif used > experts:
         fault = f"expert_used_count is {used} of {experts} experts"
+    elif not experts and arch in _ALWAYS_EXPERTS:
+        fault = "expert_count is 0, and this architecture has experts"
     elif experts and not used:
         fault = f"expert_used_count is 0 of {experts} experts"
     elif groups and groups >= experts:
@@ -241,13 +272,14 @@ def _check_added_tokens(header: Header, vocabulary: int) -> None:
 
 def _check_tensor_types(header: Header) -> None:
     for tensor in header.tensors:
-        if tensor.type in _NOT_FOR_WEIGHTS and not any(table in tensor.name for table in _TABLES):
+        is_table = any(table in tensor.name for table in _TABLES)
+        if tensor.type in _NOT_FOR_WEIGHTS and not is_table:
             raise InvalidModel(
                 f"The tensor {tensor.name!a} has the type {tensor.type}, which llama.cpp does not compute with; "
                 "convert the model again."
             )
-        if tensor.name.endswith("_norm.weight") and tensor.type not in _NORM_TYPES:
+        if tensor.type != "F32" and not is_table and _ALWAYS_F32.fullmatch(tensor.name):
             raise InvalidModel(
-                f"The normalization tensor {tensor.name!a} is quantized ({tensor.type}), which llama.cpp does "
-                "not compute with; convert the model again."
+                f"The tensor {tensor.name!a} is a bias, a normalization or a scale and has the type {tensor.type}; "
+                "llama.cpp computes with F32 there. Convert the model again."
             )

@@ -158,12 +158,13 @@ def tensor_bytes(shape: tuple[int, ...], type_name: str) -> int:
 _BLOCKS = {ggml.name: (ggml.block_weights, ggml.block_bytes) for ggml in GGML_TYPES.values()}
 
 
-def parse_header(data: mmap.mmap | bytes, file_size: int) -> Header:
+def parse_header(data: mmap.mmap | bytes, file_size: int, *, needs_tensors: bool = True) -> Header:
     """Read the header from the first bytes of a file of `file_size` bytes that starts with the GGUF magic.
 
-    `data` holds at least min(file_size, MAX_HEADER_BYTES) bytes. Raises InvalidModel.
+    `data` holds at least min(file_size, MAX_HEADER_BYTES) bytes. The first piece of a split model `needs_tensors` not:
+    it may have none. Raises InvalidModel.
     """
-    return _Walker(data, file_size).header()
+    return _Walker(data, file_size).header(needs_tensors)
 
 
 class _Walker:
@@ -178,14 +179,14 @@ class _Walker:
         self._kept_elements = 0
         self._byte_tokens = 0
 
-    def header(self) -> Header:
+    def header(self, needs_tensors: bool) -> Header:
         version = self._u32("the format version")
         _check_version(version)
         tensor_count = self._u64("the number of tensors")
         pair_count = self._u64("the number of key-value pairs")
         self._check_count("key-value pairs", pair_count, MAX_PAIRS, _SMALLEST_PAIR_BYTES)
         self._check_count("tensors", tensor_count, MAX_TENSORS, _SMALLEST_TENSOR_BYTES)
-        if tensor_count == 0:
+        if tensor_count == 0 and needs_tensors:
             raise InvalidModel("The file holds no tensors, only metadata; give the file that holds the weights.")
         pairs: dict[str, Pair] = {}
         for _ in range(pair_count):
@@ -196,7 +197,8 @@ class _Walker:
         alignment = _alignment(pairs)
         tensors, offsets = self._tensors(tensor_count, alignment)
         data_offset = padded(self._position, alignment)
-        self._check_complete(data_offset + offsets[-1] + tensors[-1].size_bytes)
+        if tensors:
+            self._check_complete(data_offset + offsets[-1] + tensors[-1].size_bytes)
         return Header(
             version=version,
             alignment=alignment,

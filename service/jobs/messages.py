@@ -60,8 +60,8 @@ class PullTask(msgspec.Struct, frozen=True, tag="pull"):
 class AdapterTask(msgspec.Struct, frozen=True, tag="adapter"):
     """Check a LoRA adapter against the model at `base`, and leave its GGUF file at `target`.
 
-    `source` is a path, or with `access` an address to fetch from by way of `folder`; with `digest` it is a blob, used
-    in place where it is a GGUF file.
+    `source` is a path, or with `access` an address to fetch from by way of `folder`; with `digest` it is a blob, a GGUF
+    file that is used in place. `files` are converted, as are those of a folder, which must lie `within` these folders.
     """
 
     source: str
@@ -73,6 +73,7 @@ class AdapterTask(msgspec.Struct, frozen=True, tag="adapter"):
     files: tuple[NamedPath, ...] = ()
     access: RemoteAccess | None = None
     folder: str = ""
+    within: tuple[str, ...] = ()
 
 
 class BundleTask(msgspec.Struct, frozen=True, tag="bundle"):
@@ -84,10 +85,19 @@ class BundleTask(msgspec.Struct, frozen=True, tag="bundle"):
     niceness: int
 
 
-class VerifyTask(msgspec.Struct, frozen=True, tag="verify"):
-    """Read these blobs and compare their digests, which are the names."""
+class BlobToRead(msgspec.Struct, frozen=True):
+    """A blob of `size_bytes`, where its file lies (nothing need be there), and the step that it belongs to."""
 
-    blobs: tuple[NamedPath, ...]
+    digest: str
+    path: str
+    size_bytes: int
+    step: int
+
+
+class VerifyTask(msgspec.Struct, frozen=True, tag="verify"):
+    """Read these blobs and compare their digests, step by step."""
+
+    blobs: tuple[BlobToRead, ...]
     niceness: int
 
 
@@ -244,11 +254,11 @@ class Unpacked(msgspec.Struct, frozen=True, tag="unpacked"):
 
 
 class Verified(msgspec.Struct, frozen=True, tag="verified"):
-    """Step number `step` has read a blob."""
+    """These blobs have been read. All steps up to number `step` are done by it; -1: none yet."""
 
     step: int
-    digest: str
-    intact: bool
+    intact: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
 
 
 class Calibrated(msgspec.Struct, frozen=True, tag="calibrated"):

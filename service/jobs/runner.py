@@ -167,7 +167,11 @@ class JobRunner:
         return await self._submit(spec)
 
     async def submit_adapter(self, spec: AdapterSpec) -> Job:
-        """Queue taking in an adapter; the result of the job is its name."""
+        """Queue taking in an adapter, or find the job under way for the same; the result of the job is its name.
+
+        Raises InvalidName, ModelNotFound, InvalidParameter, BlobNotFound, BlobCorrupt, Conflict, DiskFull, QueueFull,
+        ShuttingDown.
+        """
         return await self._submit(spec)
 
     async def submit_bundle(self, spec: BundleSpec) -> Job:

@@ -69,7 +69,8 @@ def _folded(spec: JobSpec) -> JobSpec:
         case BundleSpec():
             return replace(spec, name=None if spec.name is None else spec.name.lower())
         case VerifySpec():
-            return replace(spec, models=tuple(sorted({name.lower() for name in spec.models})))
+            models = tuple(sorted({name.lower() for name in spec.models}))
+            return replace(spec, models=models, digests=tuple(sorted(set(spec.digests))))
 
 
 def _folded_name(name: str) -> str:

@@ -31,6 +31,7 @@ from service.domain.names import check_not_reserved, parse_digest, parse_ref
 from service.domain.steps_back import LADDER, applicable, downwards
 from service.jobs.admission import canonical_levels, has_importance
 from service.jobs.assignments import assign
+from service.jobs.assignments.adapter import check_sources
 from service.jobs.assignments.bench import Bench
 from service.jobs.assignments.quantize import plans_of
 from service.jobs.queue import JobQueue
@@ -71,7 +72,10 @@ def canonical(spec: JobSpec, stores: Stores) -> JobSpec:
             return replace(spec, variants=files, base=base)
         case RebuildSpec():
             return replace(spec, variant=_canonical_file(spec.variant, catalog))
-        case PullSpec() | AdapterSpec() | BundleSpec() | VerifySpec():
+        case AdapterSpec():
+            check_sources(spec)
+            return replace(spec, base=_canonical_file(spec.base, catalog))
+        case PullSpec() | BundleSpec() | VerifySpec():
             return spec
 
 

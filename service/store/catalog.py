@@ -7,23 +7,20 @@ and no row, SQL or integrity error leaves it. It knows blobs by digest and size,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
-from sqlalchemy import Engine, delete, exists, insert, or_, select, update
+from sqlalchemy import Engine, delete, insert, select, update
 
-from service.domain.catalog import LevelPlan, Lineage, Measurement, Variant
-from service.domain.errors import BlobNotFound, Conflict
+from service.domain.catalog import LevelPlan, Lineage, Measurement, Outside, Variant
 from service.domain.jobs import MadeFile
 from service.domain.names import ModelKey, ModelRef, parse_digest, parse_ref
 from service.store import changes, naming
+from service.store.adapters import Adapters
+from service.store.blob_table import BlobTable
 from service.store.database import from_json, now, read, to_json, write, writes_so_far
 from service.store.rows import Memory
 from service.store.tables import (
     blobs,
-    datasets,
-    importance_matrices,
     launch_rungs,
     measurements,
     models,
@@ -35,36 +32,18 @@ from service.store.tables import (
 
 _MODELS_REMEMBERED = 10_000
 _NAMES_REMEMBERED = 10_000
-_IN_USE = or_(
-    exists().where(variants.c.digest == blobs.c.digest),
-    exists().where(datasets.c.digest == blobs.c.digest),
-    exists().where(importance_matrices.c.digest == blobs.c.digest),
-)
-_BLOB = select(
-    blobs.c.digest, blobs.c.size_bytes, blobs.c.corrupt, _IN_USE.label("in_use"), blobs.c.created_at
-).order_by(blobs.c.created_at, blobs.c.digest)
 
 Target = ModelRef | tuple[ModelKey, str]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredBlob:
-    """A row of the blob table. `in_use`: a variant, a dataset or an importance matrix is made of it."""
-
-    digest: str
-    size_bytes: int
-    corrupt: bool
-    in_use: bool
-    created_at: str
-
-
-class Catalog:
+class Catalog(BlobTable):
     """What the store holds, by name. Methods block on the database and may be called from any thread.
 
     Beside their own errors they raise Busy, and DiskFull when a change finds no room.
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.adapters = Adapters(engine)
         self._engine = engine
         self._memory = Memory()
         # folded model -> (its variants and their tags, their aliases)
@@ -73,11 +52,13 @@ class Catalog:
 
     # --- variants ------------------------------------------------------------------------------------------------
 
-    def add_variant(self, target: Target, made: MadeFile, lineage: Lineage) -> Variant:
+    def add_variant(
+        self, target: Target, made: MadeFile, lineage: Lineage, *, outside: Outside | None = None
+    ) -> Variant:
         """Enter a committed blob as a variant of `target`: an import's reference, or (model, flavour).
 
-        The same file under the same name is the variant that is there. Raises LabelMismatch, InvalidName, and
-        NameTaken when the name stands for another file.
+        `outside`: the blob is this file, adopted where it is. The same file under the same name is the variant that is
+        there. Raises LabelMismatch, InvalidName, and NameTaken when the name stands for another file.
         """
         quantization = made.facts.quantization
         if isinstance(target, ModelRef):
@@ -89,6 +70,9 @@ class Catalog:
         digest = parse_digest(made.digest)
         with write(self._engine) as connection:
             changes.add_blob(connection, digest, made.size_bytes)
+            if outside is not None:
+                values = {"outside": to_json(outside), "corrupt": False, "verified_at": now()}
+                connection.execute(update(blobs).where(blobs.c.digest == digest).values(**values))
             if made.plans:
                 connection.execute(delete(plans).where(plans.c.digest == digest))
                 planned = enumerate(map(to_json, made.plans))
@@ -189,88 +173,52 @@ class Catalog:
         """Remove what `naming.plan_delete` says; returns the variants removed, none when only a tag went.
 
         Blobs that no variant needs any more lose their row; their files go with the next sweep. Raises
-        ModelNotFound, and Conflict for a name that reaches a variant by rule alone.
+        ModelNotFound, Pinned, and Conflict for a name that reaches a variant by rule alone.
         """
         with write(self._engine) as connection:
             found = changes.of_model(connection, ref.key)
             plan = naming.plan_delete(ref, found)
             if plan is None:
                 raise changes.not_found(connection, ref)
-            model = models.c.folded == ref.key.folded
             if plan.word is not None:
-                owner = select(models.c.id).where(model).scalar_subquery()
+                owner = select(models.c.id).where(models.c.folded == ref.key.folded).scalar_subquery()
                 connection.execute(delete(tags).where(tags.c.model_id == owner, tags.c.word_folded == plan.word))
                 connection.execute(
                     delete(presets).where(presets.c.model_id == owner, presets.c.word_folded == plan.word)
                 )
                 return []
-            connection.execute(delete(variants).where(variants.c.id.in_([v.id for v in plan.variants])))
-            digests = {v.digest for v in plan.variants}
-            connection.execute(delete(blobs).where(blobs.c.digest.in_(digests), ~_IN_USE))
-            if len(plan.variants) == len(found):
-                connection.execute(delete(models).where(model))
+            changes.remove(connection, plan.variants)
             return list(plan.variants)
 
-    # --- blobs ---------------------------------------------------------------------------------------------------
-
-    def add_blob(self, digest: str, size_bytes: int) -> None:
-        """Enter a committed upload. Does nothing when it is known."""
+    def delete_variant(self, variant: Variant) -> None:
+        """As `delete`, for this very variant. Raises ModelNotFound, Pinned."""
         with write(self._engine) as connection:
-            changes.add_blob(connection, parse_digest(digest), size_bytes)
+            changes.remove(connection, [changes.by_id(connection, variant.id)])
 
-    def forget_blob(self, digest: str) -> bool:
-        """Remove a blob's row, before its file goes. False when there is none.
-
-        Raises Conflict while a variant, a dataset or an importance matrix is made of it.
-        """
+    def pin(self, variant: Variant, pinned: bool) -> Variant:
+        """Have the variant kept from being deleted, or no longer. Raises ModelNotFound."""
         with write(self._engine) as connection:
-            if connection.execute(select(blobs.c.digest).where(blobs.c.digest == digest, _IN_USE)).first() is not None:
-                raise Conflict(
-                    "This blob is in use; delete the model, the dataset or the importance matrix made of it instead.",
-                    param="digest",
-                )
-            return connection.execute(delete(blobs).where(blobs.c.digest == digest)).rowcount > 0
+            connection.execute(update(variants).where(variants.c.id == variant.id).values(pinned=pinned))
+            return changes.by_id(connection, variant.id)
 
-    def forget_unused(self, keep: frozenset[str], grace_seconds: float) -> list[str]:
-        """Remove the rows of blobs that nothing is made of, `grace_seconds` after they came, except `keep`: digests."""
-        before = (datetime.now(UTC) - timedelta(seconds=grace_seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # --- figures -------------------------------------------------------------------------------------------------
+
+    def note_use(self, digest: str) -> None:
+        """The variants of this blob are used now."""
         with write(self._engine) as connection:
-            unused = connection.execute(select(blobs.c.digest).where(~_IN_USE, blobs.c.created_at <= before))
-            gone = [digest for digest in unused.scalars() if digest not in keep]
-            if gone:
-                connection.execute(delete(blobs).where(blobs.c.digest.in_(gone)))
-        return gone
+            connection.execute(update(variants).where(variants.c.digest == digest).values(last_used_at=now()))
 
-    def blobs(self) -> list[StoredBlob]:
-        """Every blob with a row, oldest first."""
+    def last_used(self) -> dict[int, str]:
+        """When a worker last held each variant, by id; those that none has are left out."""
+        query = select(variants.c.id, variants.c.last_used_at).where(variants.c.last_used_at.is_not(None))
         with read(self._engine) as connection:
-            return [StoredBlob(*row) for row in connection.execute(_BLOB)]
-
-    def blob(self, digest: str) -> StoredBlob | None:
-        """The blob with that digest, if it has a row."""
-        with read(self._engine) as connection:
-            row = connection.execute(_BLOB.where(blobs.c.digest == digest)).one_or_none()
-        return None if row is None else StoredBlob(*row)
-
-    def referenced_digests(self) -> frozenset[str]:
-        """What the sweep must keep: every blob with a row."""
-        with read(self._engine) as connection:
-            return frozenset(connection.execute(select(blobs.c.digest)).scalars())
-
-    def mark_corrupt(self, digest: str, corrupt: bool) -> None:
-        """Note that a blob's bytes no longer match, or match again. Raises BlobNotFound."""
-        with write(self._engine) as connection:
-            changed = connection.execute(update(blobs).where(blobs.c.digest == digest).values(corrupt=corrupt))
-            if changed.rowcount == 0:
-                raise BlobNotFound(f"No blob {digest}; upload or import it again.")
+            return {row.id: row.last_used_at for row in connection.execute(query)}
 
     def plans(self, digest: str) -> list[LevelPlan]:
         """What could be made from that file, in the order planned; empty when nothing was planned."""
         with read(self._engine) as connection:
             rows = connection.execute(select(plans.c.plan).where(plans.c.digest == digest).order_by(plans.c.position))
             return [from_json(plan, LevelPlan) for plan in rows.scalars()]
-
-    # --- figures -------------------------------------------------------------------------------------------------
 
     def add_measurement(self, variant_id: int, name: str, value: float, unit: str) -> None:
         """Note a figure measured here; it takes the place of an older one of that name. Raises ModelNotFound."""

@@ -5,16 +5,27 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, insert, select
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, delete, exists, insert, or_, select
 
 from service.domain.catalog import FileFacts, Lineage, Variant
-from service.domain.errors import InternalError, ModelNotFound, NameTaken
+from service.domain.errors import InternalError, ModelNotFound, NameTaken, Pinned
 from service.domain.names import ModelKey, ModelRef, closest
 from service.store.database import now, to_json
 from service.store.rows import fetch
-from service.store.tables import blobs, models, presets, tags, variants
+from service.store.tables import adapters, blobs, datasets, importance_matrices, models, presets, tags, variants
+
+IN_USE = or_(
+    exists().where(variants.c.digest == blobs.c.digest),
+    exists().where(adapters.c.digest == blobs.c.digest),
+    exists().where(datasets.c.digest == blobs.c.digest),
+    exists().where(importance_matrices.c.digest == blobs.c.digest),
+)
+"""Whether something is made of the blob of a row of `blobs`."""
 
 _CLOSEST_AMONG = 1000
+_SHOWN = 5
 
 
 def of_model(connection: Connection, key: ModelKey) -> list[Variant]:
@@ -71,6 +82,21 @@ def add_variant(
     }
     variant_id = connection.execute(insert(variants).values(**values).returning(variants.c.id)).scalar_one()
     return by_id(connection, variant_id)
+
+
+def remove(connection: Connection, gone: Sequence[Variant]) -> None:
+    """Remove variants, models that have none left, and blobs that nothing needs any more. Raises Pinned."""
+    pinned = [variant.name for variant in gone if variant.pinned]
+    if pinned:
+        raise Pinned(f"{', '.join(pinned[:_SHOWN])} is pinned; unpin it first (DELETE /v1/variants/{{ref}}/pin).")
+    digests = {variant.digest for variant in gone}
+    connection.execute(delete(variants).where(variants.c.id.in_([variant.id for variant in gone])))
+    folded = {variant.model.folded for variant in gone}
+    childless = (models.c.folded.in_(folded), ~exists().where(variants.c.model_id == models.c.id))
+    with_adapters = select(adapters.c.digest).join(models, adapters.c.model_id == models.c.id)
+    digests.update(connection.scalars(with_adapters.where(*childless)))
+    connection.execute(delete(models).where(*childless))
+    connection.execute(delete(blobs).where(blobs.c.digest.in_(digests), ~IN_USE))
 
 
 def set_tag(connection: Connection, target: Variant, word: str) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from service.store.derived import key_of
@@ -24,6 +26,8 @@ class Partials:
         """`prune` removes what has not been used for `max_age_seconds`."""
         self.root = root
         self._max_age_seconds = max_age_seconds
+        self._lock = threading.Lock()  # between "is it used, is it old" and the removal that follows
+        self._in_use: Counter[Path] = Counter()
 
     def start(self) -> None:
         """Make the folder."""
@@ -31,10 +35,30 @@ class Partials:
 
     def folder(self, kind: str, *depends_on: object) -> Path:
         """The folder of the transfer of this kind that brings what these values say; made when it is missing."""
-        path = self.root / f"{kind}-{key_of(*depends_on)}"
-        path.mkdir(mode=0o700, exist_ok=True)
-        os.utime(path)
+        path = self.path(kind, *depends_on)
+        with self._lock:
+            path.mkdir(mode=0o700, exist_ok=True)
+            os.utime(path)
         return path
+
+    def path(self, kind: str, *depends_on: object) -> Path:
+        """Where that folder is or would be."""
+        return self.root / f"{kind}-{key_of(*depends_on)}"
+
+    @contextmanager
+    def using(self, folder: Path) -> Iterator[Path]:
+        """Make sure of the folder, and keep `prune` off it while the block runs."""
+        with self._lock:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            os.utime(folder)
+            self._in_use[folder] += 1
+        try:
+            yield folder
+        finally:
+            with self._lock:
+                self._in_use[folder] -= 1
+                if not self._in_use[folder]:
+                    del self._in_use[folder]
 
     def total_bytes(self) -> int:
         """Bytes on disk of all that lies here: files of a download are as large as they will be before they are."""
@@ -45,13 +69,16 @@ class Partials:
         assert folder.parent == self.root, "only what lies here"
         shutil.rmtree(folder, ignore_errors=True)
 
-    def prune(self, keep: Collection[Path] = ()) -> int:
-        """Remove what nobody has gone on with for long, except what is in `keep`; how many."""
+    def prune(self) -> int:
+        """Remove what nobody has gone on with for long and nobody is `using`; how many."""
         oldest = time.time() - self._max_age_seconds
-        old = [path for path in self.root.iterdir() if path not in keep and _used_at(path) < oldest]
-        for path in old:
-            self.discard(path)
-        return len(old)
+        removed = 0
+        for path in list(self.root.iterdir()):
+            with self._lock:
+                if path not in self._in_use and _used_at(path) < oldest:
+                    self.discard(path)
+                    removed += 1
+        return removed
 
 
 def _used_at(folder: Path) -> float:

@@ -74,7 +74,7 @@ blobs = Table(
     Column("corrupt", Boolean, nullable=False),
     Column("created_at", Text, nullable=False),
     Column("verified_at", Text),  # when its bytes were last read and compared; None: not since they came
-    Column("outside", Text),  # where the bytes lie, for a file that was adopted where it is; None: in the store
+    Column("outside", Text),  # Outside, for a file that was adopted where it is; None: in the store
     CheckConstraint("size_bytes >= 0", name="size_bytes"),
 )
 
@@ -92,9 +92,18 @@ variants = Table(
     Column("lineage", Text, nullable=False),  # Lineage
     Column("created_at", Text, nullable=False),
     Column("pinned", Boolean, nullable=False, server_default=false()),
+    Column("last_used_at", Text),  # when a worker last held it; None: never
     UniqueConstraint("model_id", "flavour_folded", "quantization"),
     UniqueConstraint("model_id", "id"),
     sqlite_autoincrement=True,
+)
+
+# The rows are wide: what is asked of all of them at once is answered from an index.
+Index(
+    "ix_variants_pinned",
+    variants.c.id,
+    sqlite_where=variants.c.pinned,
+    postgresql_where=variants.c.pinned,
 )
 
 # The double key keeps a tag inside its own model.
@@ -138,7 +147,7 @@ desired = Table(
     "desired",
     METADATA,
     Column("model_id", Integer, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
-    Column("wish", Text, nullable=False),  # Desired
+    Column("wish", Text, nullable=False),  # domain.desired.Desired
     Column("updated_at", Text, nullable=False),
 )
 

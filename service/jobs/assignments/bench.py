@@ -14,6 +14,7 @@ from service.domain.jobs import JobStatus, Step
 from service.domain.recipes import Recipe
 from service.jobs.messages import LaboratoryTask, Outcome, Task
 from service.jobs.messages import Step as TaskStep
+from service.store import care
 from service.store.stores import Stores
 
 CHECKPOINT = "checkpoint"
@@ -32,7 +33,7 @@ class Bench:
     its steps, by name.
 
     `plan_of` finds the plan of a recipe for a file, if someone has made it; `derived` collects the derived files that
-    the run names.
+    the run names. `on_damaged` hears of blobs that turn out damaged.
     """
 
     stores: Stores
@@ -43,6 +44,7 @@ class Bench:
     niceness: int = 19
     plan_of: PlanOf = _no_plan
     derived: set[Path] = field(default_factory=set)
+    on_damaged: Callable[[str], None] = lambda _digest: None
 
     def temp(self, name: str) -> Path:
         """A file of this job in the incoming folder."""
@@ -73,7 +75,7 @@ class Bench:
         corrupt = known is not None and known.corrupt
         self.stores.blobs.commit(temp, digest, size_bytes, replace=corrupt)
         if corrupt:
-            self.stores.catalog.mark_corrupt(digest, False)
+            care.mended(self.stores.catalog, self.stores.blobs, digest)
 
 
 @dataclass(frozen=True, slots=True)

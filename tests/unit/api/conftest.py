@@ -33,13 +33,16 @@ from service.domain.names import parse_ref
 from service.domain.recipes import Recipe
 from service.jobs.queue import JobQueue
 from service.jobs.runner import JobRunner, RunnerOptions
+from service.jobs.wishes import Wishes
 from service.metrics import Metrics
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
 from service.store.derived import DerivedFiles
+from service.store.desired import DesiredLevels
 from service.store.laboratory import Laboratory
 from service.store.partials import Partials
+from service.store.piecewise import PiecewiseUploads
 from service.store.presets import Presets
 from service.store.stores import Stores
 from service.workers.placing import LoadOptions
@@ -205,9 +208,10 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
         catalog, queue, pool = Catalog(engine), JobQueue(engine, 10), ScriptedPool()
         laboratory = Laboratory(engine)
         derived = DerivedFiles(tmp_path / f"laboratory{len(engines)}", 1 << 30)
-        partials = Partials(tmp_path / f"partial{len(engines)}", 86400.0)
+        partials = Partials(blobs.root / "partial", 86400.0)
         partials.start()
-        runner = JobRunner(queue, Stores(catalog, blobs, laboratory, derived, partials), RunnerOptions())
+        stores, desired = Stores(catalog, blobs, laboratory, derived, partials), DesiredLevels(engine)
+        runner = JobRunner(queue, stores, RunnerOptions())
         api_options = replace(ApiOptions(version="0.0.0", context_length=512, import_wait_seconds=0.0), **options)
         key = repr(sorted(options.items()))
         app, metrics = _IDLE[key].pop() if _IDLE[key] else (FastAPI(title="quantry", version="0.0.0"), Metrics())
@@ -218,8 +222,11 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
             catalog=catalog,
             blobs=blobs,
             partials=partials,
+            uploads=PiecewiseUploads(blobs, partials),
             laboratory=laboratory,
             presets=Presets(engine),
+            desired=desired,
+            wishes=Wishes(desired, stores, queue, runner),
             jobs=runner,
             pool=pool,
             metrics=metrics,

@@ -160,7 +160,9 @@ def test_types_and_rows_must_be_known_to_ggml(tiny: Any, write: Write) -> None:
     assert "do not fill" in refusal(write(tiny.with_(tensors=(("w.weight", (33, 32), 2),))))
     assert "do not fill" in refusal(write(tiny.with_(tensors=(("w.weight", (32, 256), 12),))))
     assert "does not compute with" in refusal(write(tiny.with_(tensors=(("w.weight", (32, 32), 26),))))
-    assert "normalization" in refusal(write(tiny.with_(tensors=(("blk.0.attn_norm.weight", (32,), 8),))))
+    for kind in (1, 8):  # F16 and Q8_0: activations are F32, and the kernels take nothing else beside them
+        for name in ("blk.0.attn_norm.weight", "blk.0.attn_q.bias", "blk.0.ssm_d", "rope_freqs.weight"):
+            assert "computes with F32" in refusal(write(tiny.with_(tensors=((name, (32,), kind),))))
     assert read_header(write(tiny.with_(tensors=(("blk.0.ffn_gate_tid2eid.weight", (8, 8), 26),))))
 
 
@@ -262,6 +264,9 @@ def test_strings_with_a_nul_count_as_c_strings_when_written_again(tiny: Any, wri
         ("llama.rope.freq_base", "f32", float("nan"), "nan"),
         ("llama.rope.scaling.type", "str", "magic", "rope.scaling.type"),
         ("llama.nextn_predict_layers", "u32", 2, "nextn"),
+        ("llama.pooling_type", "u32", 5, "pooling_type"),
+        ("llama.pooling_type", "u32", 0x105840EF, "pooling_type"),
+        ("llama.attention.sliding_window", "u32", 2**31, "sliding_window"),
         ("llama.expert_count", "u32", 1025, "expert_count"),
         ("llama.expert_count", "u32", 4, "expert_used_count is 0"),
         ("llama.expert_used_count", "u32", 1, "of 0 experts"),
@@ -313,6 +318,28 @@ def test_a_bert_vocabulary_has_the_tokens_around_every_text(tiny: Any, write: Wr
     assert "(seperator)" in refusal(write(bert))
     assert read_header(write(bert.with_pair("tokenizer.ggml.seperator_token_id", "u32", 2)))
     assert "(bos)" in refusal(write(bert.without("tokenizer.ggml.bos_token_id")))
+
+
+def of_architecture(tiny: Any, name: str) -> Any:
+    """The same file as one of another architecture."""
+    other = tiny.with_(pairs=tuple((key.replace("llama.", f"{name}."), *rest) for key, *rest in tiny.pairs))
+    return other.with_pair("general.architecture", "str", name)
+
+
+def test_rotary_sections_have_a_sum_to_divide_by(tiny: Any, write: Write) -> None:
+    other = of_architecture(tiny, "paddleocr")
+    key = "paddleocr.rope.dimension_sections"
+    assert "no sections" in refusal(write(other))
+    assert "no sections" in refusal(write(other.with_pair(key, "[i32", [0, 0, 0, 4])))
+    assert "no section can have" in refusal(write(other.with_pair(key, "[i32", [4, -4, 0, 0])))
+    assert read_header(write(other.with_pair(key, "[i32", [4, 4, 4, 0])))
+
+
+def test_an_architecture_of_experts_has_some(tiny: Any, write: Write) -> None:
+    other = of_architecture(tiny, "smallthinker")
+    assert "has experts" in refusal(write(other))
+    used = other.with_pair("smallthinker.expert_used_count", "u32", 2)
+    assert read_header(write(used.with_pair("smallthinker.expert_count", "u32", 4)))
 
 
 def test_layers_without_attention_may_have_no_heads(tiny: Any, write: Write) -> None:

@@ -24,6 +24,9 @@ def upgrade() -> None:
         blobs.add_column(sa.Column("outside", sa.Text()))
     with op.batch_alter_table("variants", recreate="always", table_kwargs={"sqlite_autoincrement": True}) as variants:
         variants.add_column(sa.Column("pinned", sa.Boolean(), nullable=False, server_default=sa.false()))
+        variants.add_column(sa.Column("last_used_at", sa.Text()))
+    pinned = sa.text("pinned")
+    op.create_index("ix_variants_pinned", "variants", ["id"], sqlite_where=pinned, postgresql_where=pinned)
     op.create_table(
         "adapters",
         sa.Column("model_id", sa.Integer(), nullable=False, autoincrement=False),

@@ -1,0 +1,125 @@
+"""`/v1/models/{model}/desired`: the levels that a model's owner wants to have, kept by the service."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from service.api.documents import errors
+from service.api.services import Services, Use
+from service.api.shapes import Level, Ref, Shape, Strict
+from service.domain.desired import AUTO, Desired, WishState
+from service.domain.errors import DesiredNotFound, InvalidName
+from service.domain.names import ModelKey, parse_digest, parse_ref
+from service.domain.quants import parse_label
+
+router = APIRouter(prefix="/v1", tags=["native"])
+
+_MAX_LEVELS = 64
+
+
+class DesiredBody(Strict):
+    """What is wanted of a model."""
+
+    levels: list[Level] = Field(min_length=1, max_length=_MAX_LEVELS, description="Levels, aliases too.")
+    importance_matrix: str | None = Field(
+        None, max_length=71, description="A stored one by its digest, or `auto`: computed where none is there."
+    )
+    allow_requantize: bool = Field(
+        default=False, description="Make levels also of a source that has lost precision already."
+    )
+
+
+class DesiredLevelShape(Shape):
+    """One level that is wanted, and where it stands."""
+
+    quantization: str
+    state: WishState
+    name: str = Field(description="Canonical name of the variant, made or to be made.")
+    job: str | None = Field(description="The job that makes it, or did not.")
+    reason: str | None = Field(description="Why it is not there.")
+
+
+class DesiredShape(Shape):
+    """What is wanted of a model and how far that has come."""
+
+    model: str
+    levels: list[DesiredLevelShape]
+    importance_matrix: str | None
+    allow_requantize: bool
+    left: int = Field(description="Levels that are not stored, or damaged.")
+    updated_at: str = Field(description="When it was last asked for.")
+
+
+@router.put(
+    "/models/{ref:path}/desired",
+    summary="Say which levels of a model are wanted",
+    responses=errors(404, 409, 422, 429, 503, 507, body=True),
+)
+async def put_desired(ref: Ref, body: DesiredBody, services: Use) -> DesiredShape:
+    """The service makes what is missing, now and whenever it is missing again, and says what is left.
+
+    It takes the place of what was wanted before; levels that are no longer in it stay.
+    """
+    model = _model_of(ref)
+    matrix = body.importance_matrix
+    if matrix is not None and matrix != AUTO:
+        parse_digest(matrix)
+        await asyncio.to_thread(services.laboratory.importance_matrix, matrix)
+    levels = tuple(dict.fromkeys(parse_label(level, param="levels") for level in body.levels))
+    await asyncio.to_thread(services.catalog.resolve_source, model.display)
+    await services.wishes.put(model, Desired(levels, matrix, body.allow_requantize))
+    return await _shape(services, model)
+
+
+@router.get("/models/{ref:path}/desired", summary="Which levels of a model are wanted", responses=errors(404))
+async def get_desired(ref: Ref, services: Use) -> DesiredShape:
+    """Each with its state: stored, damaged, missing, queued, running, failed, cancelled or impossible."""
+    return await _shape(services, _model_of(ref))
+
+
+@router.delete("/models/{ref:path}/desired", summary="Want no levels of a model any more", responses=errors(404))
+async def delete_desired(ref: Ref, services: Use) -> DesiredShape:
+    """Variants and running jobs stay as they are. The answer is what was wanted."""
+    model = _model_of(ref)
+    shape = await _shape(services, model)
+    await asyncio.to_thread(services.desired.delete, model)
+    return shape
+
+
+async def _shape(services: Services, model: ModelKey) -> DesiredShape:
+    found = await asyncio.to_thread(services.wishes.progress, model)
+    if found is None:
+        raise DesiredNotFound(
+            f"Nothing is wanted of {model.display}; PUT the levels under /v1/models/{model.display}/desired.",
+            param="model",
+        )
+    wish, wished_at, levels = found
+    return DesiredShape(
+        model=model.display,
+        levels=[
+            DesiredLevelShape(
+                quantization=level.quantization,
+                state=level.state,
+                name=level.name,
+                job=level.job_id,
+                reason=level.reason,
+            )
+            for level in levels
+        ],
+        importance_matrix=wish.importance_matrix,
+        allow_requantize=wish.allow_requantize,
+        left=sum(level.state is not WishState.STORED for level in levels),
+        updated_at=wished_at,
+    )
+
+
+def _model_of(ref: str) -> ModelKey:
+    parsed = parse_ref(ref)
+    if parsed.tag is not None:
+        raise InvalidName(
+            f"Levels are wanted of a model, not of one of its tags; write {parsed.key.display}.", param="model"
+        )
+    return parsed.key

@@ -1,0 +1,57 @@
+"""LoRA adapters as requests name them: which names there are, how many at once, how much of each. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from service.domain.catalog import Adapter
+from service.domain.errors import InvalidName, InvalidParameter
+from service.domain.generation import AdapterUse
+
+MAX_ADAPTERS = 16
+"""Adapters of one request, and those that one worker holds."""
+
+MAX_SCALE = 100.0
+
+NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+_NAME = re.compile(NAME_PATTERN)
+
+
+def check_name(name: str) -> str:
+    """The name of an adapter. Raises InvalidName."""
+    if not _NAME.fullmatch(name):
+        raise InvalidName(
+            "The name of an adapter is 1 to 80 letters, digits, _, . and -, and starts with none of the last two.",
+            param="name",
+        )
+    return name
+
+
+def check_uses(uses: Iterable[AdapterUse]) -> None:
+    """Raise InvalidParameter for more adapters than a request can have, one named twice, and scales out of bounds."""
+    names = []
+    for use in uses:
+        names.append(use.name.lower())
+        if not math.isfinite(use.scale) or abs(use.scale) > MAX_SCALE:
+            raise InvalidParameter(
+                f"The scale of an adapter is from -{MAX_SCALE:g} to {MAX_SCALE:g}.", param="adapters"
+            )
+    if len(names) > MAX_ADAPTERS:
+        raise InvalidParameter(f"At most {MAX_ADAPTERS} adapters are used at once; name fewer.", param="adapters")
+    if len(set(names)) < len(names):
+        raise InvalidParameter("An adapter is named twice; name each once, with its scale.", param="adapters")
+
+
+def by_digest(uses: Iterable[AdapterUse], found: Mapping[str, Adapter]) -> tuple[AdapterUse, ...]:
+    """The same in the words of a worker, which knows adapters by their bytes: what was computed with a file that has
+    been replaced since is never taken for the new one's.
+
+    `found` has the adapters by name. Two names of one file add up; a scale of 0 is left out.
+    """
+    scales: dict[str, float] = {}
+    for use in uses:
+        digest = found[use.name].digest
+        scales[digest] = scales.get(digest, 0.0) + use.scale
+    return tuple(AdapterUse(digest, scale) for digest, scale in scales.items() if scale)

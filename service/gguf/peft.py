@@ -1,0 +1,248 @@
+"""PEFT's LoRA adapters (adapter_config.json, adapter_model.safetensors) written as GGUF adapters for a base model.
+
+Runs in job children, on files that a stranger chose. What a GGUF adapter cannot say (other kinds of adapters, weights
+that replace the model's, biases) is refused with the remedy, never left out in silence. Factors are written in F32.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain.errors import InvalidModel
+from service.gguf.adapters import ADAPTER_TYPE, ALPHA, EMBEDDING, OUTPUT
+from service.gguf.checkpoints import PICKLES, Files, Tensor, open_tensors
+from service.gguf.checks import per_layer
+from service.gguf.header import Header
+
+CONFIG = "adapter_config.json"
+STEM = "adapter_model"
+
+_MERGE = "Merge it into its base model (PEFT's merge_and_unload), and import the result."
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.default)?(?P<weight>\.weight)?"
+)
+_PREFIX = re.compile(r"^(?:base_model\.model\.)?")
+_LAYER = re.compile(r"(?:model\.|language_model\.)*layers\.(?P<layer>\d{1,4})\.(?P<module>.+)")
+_MODULES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate_up_proj": "ffn_up",
+}
+_SHARED = {"model.embed_tokens": EMBEDDING, "embed_tokens": EMBEDDING, "lm_head": OUTPUT}
+# Architectures whose modules have these names, in files that convert_hf_to_gguf.py or service/gguf/convert.py writes.
+_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"})
+# Those whose query and key rows are put into another order there: pairs of a rotation lie side by side.
+_PERMUTED = frozenset({"llama"})
+# Ways to begin the training that change the base model itself.
+_CHANGES_BASE = ("pissa", "olora", "corda")
+_UNSUPPORTED_KINDS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "invocation_string": "aLoRA",
+    "layer_replication": "layer replication",
+    "trainable_token_indices": "trained token embeddings",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What adapter_config.json says of the product's scale: alpha / r, by module where patterns say so."""
+
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, Any]
+    alpha_pattern: Mapping[str, Any]
+    rank_stabilized: bool
+
+    def scale(self, module: str, rank: int) -> float:
+        """How many times the product of `module` counts, by PEFT's LoraLayer.update_layer."""
+        alpha = _number(_matching(self.alpha_pattern, module, self.alpha), "alpha_pattern")
+        expected = _matching(self.rank_pattern, module, self.rank)
+        if expected != rank:
+            raise InvalidModel(
+                f"The factors for {module[:80]!a} have the rank {rank}, and {CONFIG} says {expected!a}; the files do "
+                "not belong together."
+            )
+        return alpha / math.sqrt(rank) if self.rank_stabilized else alpha / rank
+
+
+def convert_adapter(files: Files, base: Header, target: Path, progress: Callable[[float], None]) -> None:
+    """Write the adapter in `files` for the model that `base` is the header of. Raises InvalidModel, OSError.
+
+    Whether the shapes fit `base` is for `gguf.adapters` to see. A tensor's factors are in memory, and no more.
+    """
+    config = _read_config(files)
+    found = _factors(_open(files), base)
+    writer = gguf.GGUFWriter(target, base.architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(ADAPTER_TYPE, "lora")
+    writer.add_float32(ALPHA, config.alpha)
+    for name, (_, a, b) in found.items():
+        for side, shape in (("a", _written_shape(name, a)), ("b", b.shape)):
+            writer.add_tensor_info(
+                f"{name}.lora_{side}", shape, np.dtype(np.float32), 4 * math.prod(shape), raw_dtype=None
+            )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for count, (name, (module, a, b)) in enumerate(found.items(), start=1):
+        rank = b.shape[1]
+        # llama.cpp takes alpha / rank for every pair; what differs from it goes into B.
+        factor = config.scale(module, rank) / (config.alpha / rank)
+        writer.write_tensor_data(np.ascontiguousarray(_values(a).T if name == EMBEDDING else _values(a)))
+        rows = _arranged(_values(b), name, base)
+        writer.write_tensor_data(np.ascontiguousarray(rows if factor == 1 else rows * np.float32(factor)))
+        progress(count / len(found))
+    writer.close()
+
+
+def _open(files: Files) -> Mapping[str, Tensor]:
+    if not any(name.endswith(".safetensors") for name in files.names) and any(
+        name.endswith(PICKLES) for name in files.names
+    ):
+        raise InvalidModel(
+            f"The adapter's weights are in a pickled file ({STEM}.bin), which runs code when it is read, so it never "
+            "is. Save it again with PEFT: model.save_pretrained(folder, safe_serialization=True)."
+        )
+    return open_tensors(files, STEM)
+
+
+def _read_config(files: Files) -> _Config:
+    found = files.json(CONFIG)
+    if found is None:
+        raise InvalidModel(f"There is no {CONFIG}, which says how much the adapter counts; bring it along.")
+    kind = found.get("peft_type")
+    if kind != "LORA":
+        raise InvalidModel(f"The adapter is of PEFT's kind {str(kind)[:40]!a}, and only LORA is carried out. {_MERGE}")
+    for key, name in _UNSUPPORTED_KINDS.items():
+        if found.get(key):
+            raise InvalidModel(f"The adapter uses {name} ({key}), which llama.cpp does not carry out. {_MERGE}")
+    if found.get("modules_to_save"):
+        raise InvalidModel(f"The adapter replaces whole modules (modules_to_save), not only adds to them. {_MERGE}")
+    if (found.get("bias") or "none") != "none" or found.get("lora_bias"):
+        raise InvalidModel(f"The adapter changes biases, which llama.cpp does not carry out. {_MERGE}")
+    start = found.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise InvalidModel(
+            f"The adapter was begun with {start[:40]!a}, which changes the base model too; save it again with PEFT's "
+            "path_initial_model_for_weight_conversion."
+        )
+    rank, alpha = found.get("r"), found.get("lora_alpha", 8)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise InvalidModel(f"{CONFIG} gives no rank (r) of at least 1; get the adapter again.")
+    number = _number(alpha, "lora_alpha")
+    patterns = {key: found.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
+    if not all(isinstance(pattern, dict) for pattern in patterns.values()):
+        raise InvalidModel(f"The patterns of {CONFIG} are no objects; get the adapter again.")
+    return _Config(rank, number, **patterns, rank_stabilized=bool(found.get("use_rslora")))
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value == 0:
+        raise InvalidModel(f"{key} in {CONFIG} is no number but 0; get the adapter again.")
+    return float(value)
+
+
+def _matching(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The first value whose key is the end of the module's name, whole parts, as PEFT has it without expressions."""
+    for key, value in pattern.items():
+        if re.search(r"[^\w.^$\\-]", key):
+            raise InvalidModel(f"{key[:80]!a} in {CONFIG} is an expression, and only names are read. {_MERGE}")
+        name = key.replace("\\.", ".").removesuffix("$")
+        if name.startswith("^"):
+            if name[1:] == module:
+                return value
+        elif module == name or module.endswith(f".{name}"):
+            return value
+    return default
+
+
+def _factors(tensors: Mapping[str, Tensor], base: Header) -> dict[str, tuple[str, Tensor, Tensor]]:
+    """By the base's name of the weights: the module's own name, A and B."""
+    if base.architecture not in _ARCHITECTURES:
+        raise InvalidModel(
+            f"PEFT adapters of {base.architecture} models are not converted here; convert it with llama.cpp's "
+            "convert_lora_to_gguf.py, and add the GGUF file."
+        )
+    sides: dict[str, dict[str, Tensor]] = {}
+    modules = {}
+    for full, tensor in tensors.items():
+        name = _PREFIX.sub("", full)
+        if name.endswith(".base_layer.weight"):
+            continue  # the base model's own, which PEFT saves along with adapted embeddings
+        part = _FACTOR.fullmatch(name)
+        if part is None or bool(part["embedding"]) == bool(part["weight"]):
+            raise InvalidModel(
+                f"The adapter has a tensor {full[:120]!a}, which is no factor of a low-rank product; DoRA, biases and "
+                f"whole modules are not carried out. {_MERGE}"
+            )
+        if len(tensor.shape) != 2 or not all(tensor.shape):
+            raise InvalidModel(f"The tensor {full[:120]!a} of the adapter is no matrix; it is corrupt, get it again.")
+        target = _target(part["module"])
+        modules[target] = part["module"]
+        sides.setdefault(target, {})[part["side"]] = tensor
+    if not sides:
+        raise InvalidModel("The adapter has no factors of low-rank products; get it again.")
+    order = {tensor.name: index for index, tensor in enumerate(base.tensors)}
+    found = {}
+    for target in sorted(sides, key=lambda name: (order.get(name, len(order)), name)):
+        pair = sides[target]
+        if len(pair) != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
+            raise InvalidModel(
+                f"The factors for {modules[target][:120]!a} do not belong together; get the adapter again."
+            )
+        found[target] = (modules[target], pair["A"], pair["B"])
+    return found
+
+
+def _target(module: str) -> str:
+    """The name that GGUF has for the weights of a module."""
+    if module in _SHARED:
+        return _SHARED[module]
+    found = _LAYER.fullmatch(module)
+    name = None if found is None else _MODULES.get(found["module"])
+    if found is None or name is None:
+        raise InvalidModel(f"The adapter changes the module {module[:120]!a}, which is not known here. {_MERGE}")
+    return f"blk.{int(found['layer'])}.{name}.weight"
+
+
+def _written_shape(name: str, a: Tensor) -> tuple[int, ...]:
+    return a.shape[::-1] if name == EMBEDDING else a.shape
+
+
+def _values(tensor: Tensor) -> NDArray[np.float32]:
+    values = tensor.all()
+    if values.dtype != np.float32:
+        raise InvalidModel(f"The tensor {tensor.name[:120]!a} of the adapter holds whole numbers; get it again.")
+    return values
+
+
+def _arranged(rows: NDArray[np.float32], name: str, base: Header) -> NDArray[np.float32]:
+    """B with its rows in the order of the base's own: llama.cpp has the two halves of a head's rows interleaved."""
+    if base.architecture not in _PERMUTED or not name.endswith((".attn_q.weight", ".attn_k.weight")):
+        return rows
+    heads = per_layer(base, "attention.head_count")
+    if name.endswith(".attn_k.weight"):
+        heads = per_layer(base, "attention.head_count_kv") or heads
+    layer = int(name.split(".")[1])
+    count = heads[layer] if layer < len(heads) else 0
+    if count < 1 or rows.shape[0] % (2 * count):
+        raise InvalidModel(f"The factors for {name!a} do not fit the {count} heads of the model.", param="model")
+    halves = rows.reshape(count, 2, rows.shape[0] // count // 2, rows.shape[1])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
