@@ -380,7 +380,8 @@ def _update(paces: dict[int, _Pace], threads: int, seconds: float, now: float) -
     pace.steps += 1
     weight = max(min(1 - math.exp(-pace.usual / _RECENT_SECONDS), 0.5), 1 / pace.steps)
     pace.recent += min(weight * (seconds - pace.recent), _MOST_RISE * pace.usual)
-    pace.raw += weight * (seconds - pace.raw)
+    # Read only beside a known neighbour: by the time that steps take there, not by how many there were.
+    pace.raw += max(min(1 - math.exp(-seconds / _RECENT_SECONDS), 0.25), 1 / pace.steps) * (seconds - pace.raw)
     if pace.recent < pace.usual:
         constant = _FALL_SECONDS
     elif pace.recent < _CALM * pace.usual:

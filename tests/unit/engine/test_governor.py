@@ -247,12 +247,12 @@ def check_costs(cores: int, penalty: float, quiet: float, taken: list[float], mi
     phases = [(6.0, round(share * cores) if cores > 1 else 0) for share in taken]
     results = simulate(Machine(cores, penalty, seed), phases, quiet, work=any_work if mixed else None)
     settled = Phase([step for phase in results for step in phase.steps if step[0] >= SETTLING_SECONDS])
-    assert settled.cost() <= 1.2  # 750 scenarios: median 1.01, worst 1.147
+    assert settled.cost() <= 1.2  # 3,000 scenarios: median 1.01, worst 1.197
     assert all(phase.cost(since=SETTLING_SECONDS) <= 1.8 for phase in results)
 
 
-# A search at random finds worlds that break this now and then (those below): the default run looks at the same 100 each
-# time, and `-m slow` searches.
+# A search at random finds a world that breaks this now and then (the last one below): the default run looks at the same
+# 100 each time, and `-m slow` searches.
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     cores=st.sampled_from([1, 2, 3, 4, 8, 16]),
@@ -284,7 +284,11 @@ def test_any_world_costs_little_more_than_the_best_fixed_counts(
     check_costs(cores, penalty, quiet, taken, mixed, seed)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="three of four cores taken at once: known, not mended")
 @pytest.mark.parametrize(("penalty", "taken"), [(6.5, [0.0, 0.75]), (6.25, [0.0, 0.75, 0.0])])
 def test_three_of_four_cores_taken_cost_little_more_as_well(penalty: float, taken: list[float]) -> None:
     check_costs(4, penalty, 0.01, taken, mixed=False, seed=0)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="1.21: known, not mended")
+def test_where_one_thread_and_four_are_almost_equal_the_choice_costs_little() -> None:
+    check_costs(4, 2.5, 0.003, [0.75], mixed=False, seed=0)
