@@ -30,12 +30,17 @@ from service.api.connections import Connection
 from service.api.openai_store import ResponseStore
 from service.api.services import ApiOptions, Services
 from service.domain.memory import CacheChoice
+from service.domain.remote import DEFAULT_HUB_URL, DEFAULT_REGISTRY_URL, RemoteAccess
+from service.domain.secrets import Secret
+from service.jobs.looking import Looks
 from service.jobs.queue import JobQueue
 from service.jobs.runner import JobRunner, RunnerOptions
+from service.jobs.scrubbing import scrub
 from service.jobs.wishes import Wishes
 from service.logs import configure_logs
 from service.metrics import Metrics
 from service.settings import Settings
+from service.store import care
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
@@ -70,21 +75,37 @@ def create_app(settings: Settings) -> FastAPI:
     )
     engine = open_database(settings.database)
     catalog = Catalog(engine)
-    blobs = BlobStore(settings.blob_folder, settings.disk_reserve_bytes)
+    partials = Partials(settings.blob_folder / PARTIAL_FOLDER, settings.partial_age_seconds)
+    blobs = BlobStore(
+        settings.blob_folder,
+        settings.disk_reserve_bytes,
+        quota_bytes=settings.store_quota_bytes or None,
+        other_bytes=partials.total_bytes,
+    )
     laboratory = Laboratory(engine)
     derived = DerivedFiles(settings.home / LABORATORY_FOLDER, settings.laboratory_bytes)
-    partials = Partials(settings.blob_folder / PARTIAL_FOLDER, settings.partial_age_seconds)
     queue = JobQueue(engine, settings.max_queued_jobs)
     pool = Pool(
-        _pool_options(settings), path_of=blobs.path, rungs=catalog, smaller_levels=partial(smaller_levels, catalog)
+        _pool_options(settings),
+        path_of=partial(care.loadable, catalog, blobs),
+        rungs=catalog,
+        smaller_levels=partial(smaller_levels, catalog),
+        on_use=catalog.note_use,
     )
+    access = _remote_access(settings)
     stores = Stores(catalog, blobs, laboratory, derived, partials)
     desired = DesiredLevels(engine)
     runner = JobRunner(
         queue,
         stores,
         RunnerOptions(
-            concurrency=settings.job_concurrency, threads=_job_threads(settings), is_serving=lambda: pool.is_serving
+            concurrency=settings.job_concurrency,
+            threads=_job_threads(settings),
+            pulls=settings.pull_concurrency,
+            access=access,
+            memory_bytes=pool.memory_budget_bytes,
+            is_serving=lambda: pool.is_serving,
+            on_damaged=partial(_unload_damaged, app),
         ),
     )
     app.state.settings = settings
@@ -101,6 +122,7 @@ def create_app(settings: Settings) -> FastAPI:
         jobs=runner,
         pool=pool,
         metrics=Metrics(),
+        looks=Looks(access, pool.memory_budget_bytes),
         options=_api_options(settings),
         responses=ResponseStore(
             most=settings.stored_responses,
@@ -167,17 +189,29 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     settings: Settings = app.state.settings
     with lock_home(settings.home):
+        app.state.loop = asyncio.get_running_loop()
         removed = await asyncio.to_thread(services.blobs.start)
         await asyncio.to_thread(services.partials.start)
+        await asyncio.to_thread(care.start, services.catalog, services.blobs)
         await asyncio.to_thread(enter_built_in, services.blobs, services.laboratory)
         await services.jobs.start()
         await services.pool.start()
         await services.wishes.start()
         sweeper = asyncio.create_task(_sweep(app))
+        scrubber = asyncio.create_task(
+            scrub(
+                services.catalog,
+                app.state.queue,
+                services.jobs,
+                days=settings.scrub_days,
+                is_serving=lambda: services.pool.is_serving,
+            )
+        )
         log.info("started", temps_removed=removed, memory_budget_bytes=services.pool.memory_budget_bytes)
         try:
             yield
         finally:
+            scrubber.cancel()
             sweeper.cancel()
             await services.wishes.stop()
             await services.pool.stop(settings.drain_seconds)
@@ -185,13 +219,27 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             log.info("stopped")
 
 
+def _unload_damaged(app: FastAPI, digest: str) -> None:
+    """Take a model out of memory whose blob was found damaged, once its requests have ended. From any thread."""
+    services: Services = app.state.services
+
+    def unload() -> None:
+        services.background.start(services.pool.unload_blob(digest), name=f"unload {digest}")
+
+    app.state.loop.call_soon_threadsafe(unload)
+
+
 async def _sweep(app: FastAPI) -> None:
-    """Delete blobs that nothing refers to, now and every ten minutes. Rows go first, then files."""
+    """Delete blobs that nothing refers to, now and every ten minutes. Rows go first, then files.
+
+    And transfers that nobody goes on with.
+    """
     services: Services = app.state.services
     queue: JobQueue = app.state.queue
     grace = app.state.settings.blob_grace_seconds
 
     def sweep_once() -> list[str]:
+        services.partials.prune()
         keep = queue.active_digests()
         services.catalog.forget_unused(keep, grace)
         return services.blobs.sweep(keep | services.catalog.referenced_digests(), grace)
@@ -230,6 +278,21 @@ def _pool_options(settings: Settings) -> PoolOptions:
         cache_type_k=CacheChoice(settings.cache_type_k),
         cache_type_v=CacheChoice(settings.cache_type_v),
         flash_attention=settings.flash_attention == "auto",
+    )
+
+
+def _remote_access(settings: Settings) -> RemoteAccess:
+    token = settings.hub_token.get_secret_value() if settings.hub_token else ""
+    defaults = {settings.hub_url: DEFAULT_HUB_URL, settings.registry_url: DEFAULT_REGISTRY_URL}
+    return RemoteAccess(
+        # A hub or a registry of the operator's own is trusted as it is.
+        hosts=(*settings.pull_hosts, *(url for url, default in defaults.items() if url != default)),
+        hub=settings.hub_url,
+        registry=settings.registry_url,
+        hub_token=Secret(token) if token else None,
+        connections=settings.pull_connections,
+        bytes_per_second=settings.pull_bytes_per_second,
+        stall_seconds=settings.pull_stall_seconds,
     )
 
 

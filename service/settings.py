@@ -19,6 +19,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.domain.errors import InvalidParameter
 from service.domain.names import closest
+from service.domain.remote import (
+    DEFAULT_HOSTS,
+    DEFAULT_HUB_URL,
+    DEFAULT_REGISTRY_URL,
+    check_host_pattern,
+    check_origin,
+)
 
 PREFIX = "QUANTRY_"
 # Read by the command line, the demo, scripts, tests and docker-compose.yml, not by the server.
@@ -89,6 +96,12 @@ class Settings(BaseSettings):
     )
     disk_reserve_bytes: int = Field(
         GIB, ge=0, le=1 << 50, description="Bytes of disk that uploads and jobs leave free."
+    )
+    store_quota_bytes: int = Field(
+        0, ge=0, le=1 << 60, description="Most bytes that blobs and transfers may take together; 0: no quota."
+    )
+    scrub_days: float = Field(
+        30.0, ge=0, le=3650, description="Age in days from which a blob's bytes are read and compared again; 0: never."
     )
     blob_grace_seconds: float = Field(
         3600.0, ge=0, le=30 * 86400, description="Age in seconds from which a blob that nothing refers to is deleted."
@@ -174,6 +187,25 @@ class Settings(BaseSettings):
         10.0, ge=0, le=300, description="Seconds an import is waited for before the answer becomes 202 with a job."
     )
 
+    # --- pulls
+    pull_hosts: CommaList = Field(
+        DEFAULT_HOSTS,
+        description="Comma list of hosts that models are fetched from: names, *.names, or whole origins.",
+    )
+    hub_url: str = Field(DEFAULT_HUB_URL, max_length=300, description="Origin of the hub that hf.co stands for.")
+    hub_token: SecretStr | None = Field(None, description="Token for the hub's gated and private repositories.")
+    registry_url: str = Field(
+        DEFAULT_REGISTRY_URL, max_length=300, description="Origin of the registry of names without a host."
+    )
+    pull_concurrency: int = Field(2, ge=1, le=16, description="Pulls that run at the same time, beside other jobs.")
+    pull_connections: int = Field(4, ge=1, le=16, description="Connections that one pull fetches over.")
+    pull_bytes_per_second: int = Field(
+        0, ge=0, le=1 << 40, description="Most bytes a second that one pull fetches; 0: no limit."
+    )
+    pull_stall_seconds: float = Field(
+        30.0, ge=1, le=3600, description="Seconds that a connection of a pull may bring nothing before it is replaced."
+    )
+
     # --- limits of HTTP
     max_body_bytes: int = Field(2 * MIB, ge=1024, le=256 * MIB, description="Largest JSON body, in bytes.")
     max_upload_bytes: int = Field(256 * GIB, ge=1024, le=1 << 50, description="Largest uploaded blob, in bytes.")
@@ -193,7 +225,7 @@ class Settings(BaseSettings):
         86400.0, ge=0, le=365 * 86400, description="Seconds after which a response that is kept is forgotten."
     )
 
-    @field_validator("api_keys", "allowed_hosts", "import_folders", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "import_folders", "pull_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -220,6 +252,24 @@ class Settings(BaseSettings):
             if not _HOST.fullmatch(host):
                 raise ValueError("an allowed host is a name or an address without scheme, port or *")
         return folded
+
+    @field_validator("pull_hosts")
+    @classmethod
+    def _host_patterns(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_host_pattern(host) for host in hosts)
+
+    @field_validator("hub_url", "registry_url")
+    @classmethod
+    def _origins(cls, url: str) -> str:
+        return check_origin(url)
+
+    @field_validator("hub_token")
+    @classmethod
+    def _visible(cls, token: SecretStr | None) -> SecretStr | None:
+        text = "" if token is None else token.get_secret_value()
+        if not text.isascii() or not all("!" <= letter <= "~" for letter in text):
+            raise ValueError("a token has visible ASCII characters only")
+        return token
 
     @field_validator("import_folders")
     @classmethod

@@ -51,7 +51,7 @@ def factors(base: Path, *, seed: int = 0, rank: int = 4, strength: float = 0.5, 
 
 
 def write_peft(folder: Path, found: Factors, *, dtype: str = "F32", **config: Any) -> Path:
-    """An adapter's folder; `config` takes the place of what would be in adapter_config.json, alpha is twice the rank."""
+    """An adapter's folder; `config` replaces what would be in adapter_config.json, where alpha is twice the rank."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for module, (a, b) in found.items():

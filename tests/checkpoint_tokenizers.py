@@ -13,6 +13,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,12 @@ def _byte_letters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def _byte_level(count: int = MERGES) -> tuple[list[str], list[tuple[str, str]]]:
+@cache
+def _byte_level() -> tuple[list[str], list[tuple[str, str]]]:
     """Tokens and merges over the letters of bytes; merges keep within words, digits stay alone."""
     letters = _byte_letters()
     words = re.findall(r" ?[^\W\d_]+| ?[^\w\s]+|\d|\n+| +", SENTENCES)
-    merges = _learn(("".join(letters[byte] for byte in word.encode()) for word in words), count)
+    merges = _learn(("".join(letters[byte] for byte in word.encode()) for word in words), MERGES)
     first = sorted(letters)
     return [*first, *_new(first, merges)], merges
 
@@ -382,6 +384,41 @@ def write_tekken(folder: Path) -> list[str]:
     )
 
 
+def write_roberta(folder: Path) -> list[str]:
+    """RoBERTa: GPT-2's rules, special tokens at both ends of the vocabulary."""
+    first = ("<s>", "<pad>", "</s>", "<unk>")
+    letters, merges = _byte_level()
+    vocabulary = [*first, *letters, "<mask>"]
+    special = [(vocabulary.index(text), text, True) for text in (*first, "<mask>")]
+    return _write_byte_level(
+        folder,
+        vocabulary=vocabulary,
+        merges=merges,
+        added=special,
+        pre_tokenizer=_byte_level_step(use_regex=True),
+        post_processor={
+            "type": "RobertaProcessing",
+            "sep": ["</s>", 2],
+            "cls": ["<s>", 0],
+            "trim_offsets": True,
+            "add_prefix_space": False,
+        },
+        merges_as_text=True,
+        config={
+            "add_prefix_space": False,
+            "bos_token": "<s>",
+            "cls_token": "<s>",
+            "eos_token": "</s>",
+            "sep_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "mask_token": "<mask>",
+            "model_max_length": 512,
+            "tokenizer_class": "RobertaTokenizer",
+        },
+    )
+
+
 # ---- SentencePiece ----
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -434,7 +471,8 @@ def _bytes(field: int, value: bytes) -> bytes:
     return _varint(field << 3 | 2) + _varint(len(value)) + value
 
 
-def _learned() -> tuple[list[Piece], list[tuple[str, str]]]:
+@cache
+def _learned() -> list[Piece]:
     """Byte pieces, learned ones with the scores that sentencepiece gives them in BPE (the rank below zero), letters."""
     text = SENTENCES.replace(" ", "▁").replace("\n", "")
     words = re.findall(r"▁+[^▁\d]*|[^▁\d]+|\d", text)
@@ -442,7 +480,7 @@ def _learned() -> tuple[list[Piece], list[tuple[str, str]]]:
     letters = [letter for letter, _ in Counter("▁" + text).most_common()]
     bytes_: list[Piece] = [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
     pieces = [*_new(letters, merges), *letters]
-    return [*bytes_, *((piece, -float(rank), NORMAL) for rank, piece in enumerate(pieces))], merges
+    return [*bytes_, *((piece, -float(rank), NORMAL) for rank, piece in enumerate(pieces))]
 
 
 _LLAMA2_SPECIALS: list[Piece] = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
@@ -467,7 +505,7 @@ def _decoder_entries(tokens: Iterable[tuple[int, str, bool]]) -> dict[str, Any]:
 
 def write_llama2(folder: Path) -> list[str]:
     """Llama 2: tokenizer.model, its special tokens in full in tokenizer_config.json."""
-    pieces = [*_LLAMA2_SPECIALS, *_learned()[0]]
+    pieces = [*_LLAMA2_SPECIALS, *_learned()]
     (folder / "tokenizer.model").write_bytes(sentencepiece_model(pieces))
     specials = _decoder_entries((number, text, True) for number, (text, _, _) in enumerate(_LLAMA2_SPECIALS))
     named = {
@@ -482,10 +520,10 @@ def write_llama2(folder: Path) -> list[str]:
 
 def write_llama2_fast(folder: Path) -> list[str]:
     """Llama 2 whose tokenizer.model was left out, as many fine-tuned ones are: tokenizer.json alone."""
-    learned, merges = _learned()
+    learned = _learned()
     pieces = [*_LLAMA2_SPECIALS, *learned]
     specials = [(number, text, True) for number, (text, _, _) in enumerate(_LLAMA2_SPECIALS)]
-    _write_fast_llama2(folder, pieces, merges, specials)
+    _write_fast_llama2(folder, pieces, specials)
     config = _LLAMA2_CONFIG | {"added_tokens_decoder": _decoder_entries(specials), "chat_template": INST}
     _write_json(folder / "tokenizer_config.json", config)
     return [text for text, _, _ in pieces]
@@ -494,9 +532,16 @@ def write_llama2_fast(folder: Path) -> list[str]:
 def _write_fast_llama2(
     folder: Path,
     pieces: Sequence[Piece],
-    merges: Sequence[tuple[str, str]],
     added: Sequence[tuple[int, str, bool]],
 ) -> None:
+    """What transformers makes of tokenizer.model: every way to split a piece in two is a merge, best piece first."""
+    ids = {text: number for number, (text, _, _) in enumerate(pieces)}
+    merges = [
+        (text[:cut], text[cut:])
+        for text, _, _ in sorted(pieces, key=lambda piece: -piece[1])
+        for cut in sorted(range(1, len(text)), key=lambda cut: ids.get(text[:cut], 0))
+        if text[:cut] in ids and text[cut:] in ids
+    ]
     _write_json(
         folder / "tokenizer.json",
         {
@@ -531,7 +576,7 @@ def _write_fast_llama2(
                 "fuse_unk": True,
                 "byte_fallback": True,
                 "ignore_merges": False,
-                "vocab": {text: number for number, (text, _, _) in enumerate(pieces)},
+                "vocab": ids,
                 "merges": [f"{a} {b}" for a, b in merges],
             },
         },
@@ -541,11 +586,11 @@ def _write_fast_llama2(
 def write_mistral(folder: Path) -> list[str]:
     """Mistral v0.3: tokenizer.model with control pieces of its own, tokenizer.json beside it."""
     own: list[Piece] = [(text, 0.0, CONTROL) for text in ("[INST]", "[/INST]", "[TOOL_CALLS]", "[control_8]")]
-    learned, merges = _learned()
+    learned = _learned()
     pieces = [*_LLAMA2_SPECIALS, *own, *learned]
     (folder / "tokenizer.model").write_bytes(sentencepiece_model(pieces))
     specials = [(number, text, True) for number, (text, _, _) in enumerate(pieces[:7])]
-    _write_fast_llama2(folder, pieces, merges, specials)
+    _write_fast_llama2(folder, pieces, specials)
     config = _LLAMA2_CONFIG | {"added_tokens_decoder": _decoder_entries(specials), "chat_template": INST}
     _write_json(folder / "tokenizer_config.json", config | {"add_prefix_space": True})
     return [text for text, _, _ in pieces]
@@ -553,7 +598,7 @@ def write_mistral(folder: Path) -> list[str]:
 
 def write_phi3(folder: Path) -> list[str]:
     """Phi 3: Llama 2's pieces, then eleven tokens in added_tokens.json, tokenizer_config.json and tokenizer.json."""
-    learned, merges = _learned()
+    learned = _learned()
     pieces = [*_LLAMA2_SPECIALS, *learned]
     (folder / "tokenizer.model").write_bytes(sentencepiece_model(pieces))
     names = ["<|endoftext|>", "<|assistant|>", *(f"<|placeholder{number}|>" for number in range(1, 5))]
@@ -562,7 +607,7 @@ def write_phi3(folder: Path) -> list[str]:
     _write_json(folder / "added_tokens.json", extra)
     added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", False)]
     added += [(number, name, True) for name, number in extra.items()]
-    _write_fast_llama2(folder, pieces, merges, added)
+    _write_fast_llama2(folder, pieces, added)
     config = _LLAMA2_CONFIG | {
         "added_tokens_decoder": _decoder_entries(added),
         "add_bos_token": False,
@@ -592,7 +637,7 @@ def _write_gemma(folder: Path, more: Mapping[str, Any]) -> list[str]:
     own = ["<mask>", "[@BOS@]", "<unused0>", "<unused1>", "<start_of_turn>", "<end_of_turn>"]
     runs = ["\n" * count for count in range(1, 5)] + ["▁" * count for count in range(2, 6)] + ["<table>", "</b>"]
     first += [(text, 0.0, USER_DEFINED) for text in (*own, *runs)]
-    learned = [piece for piece in _learned()[0] if piece[0] not in runs]
+    learned = [piece for piece in _learned() if piece[0] not in runs]
     pieces = [*first, *learned]
     model = sentencepiece_model(pieces, add_dummy_prefix=False, ids=(3, 2, 1, 0))
     (folder / "tokenizer.model").write_bytes(model)

@@ -138,6 +138,7 @@ def _decoder(
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm"),
     around: float = 1.0,
     fused: bool = False,
+    experts: Callable[[_Weights, str, Mapping[str, Any]], None] | None = None,
 ) -> Tensors:
     """Llama's tensors and what its relatives add to them; the norms' weights lie around `around`."""
     weights = _Weights(random)
@@ -156,13 +157,17 @@ def _decoder(
                 weights.matrix(f"{start}.self_attn.{part}_proj.weight", outputs, hidden, gain=2.0)
                 if biases:
                     weights.vector(f"{start}.self_attn.{part}_proj.bias", outputs)
-            for part in ("gate", "up"):
-                weights.matrix(f"{start}.mlp.{part}_proj.weight", inner, hidden, gain=2.0)
+            if experts is None:
+                for part in ("gate", "up"):
+                    weights.matrix(f"{start}.mlp.{part}_proj.weight", inner, hidden, gain=2.0)
         if head_norms:
             for part in ("q", "k"):
                 weights.vector(f"{start}.self_attn.{part}_norm.weight", head, around)
         weights.matrix(f"{start}.self_attn.o_proj.weight", hidden, queries)
-        weights.matrix(f"{start}.mlp.down_proj.weight", hidden, inner)
+        if experts is None:
+            weights.matrix(f"{start}.mlp.down_proj.weight", hidden, inner)
+        else:
+            experts(weights, start, config)
     weights.vector("model.norm.weight", hidden, around)
     if not config.get("tie_word_embeddings", False):
         weights.matrix("lm_head.weight", config["vocab_size"], hidden)
@@ -201,13 +206,45 @@ def _phi3(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
     return _decoder(random, config, fused=True)
 
 
+def _mixtral(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
+    def experts(weights: _Weights, start: str, config: Mapping[str, Any]) -> None:
+        count, hidden, inner = config["num_local_experts"], config["hidden_size"], config["intermediate_size"]
+        weights.matrix(f"{start}.block_sparse_moe.gate.weight", count, hidden)
+        for expert in range(count):
+            for part, outputs, inputs in (("w1", inner, hidden), ("w2", hidden, inner), ("w3", inner, hidden)):
+                weights.matrix(f"{start}.block_sparse_moe.experts.{expert}.{part}.weight", outputs, inputs)
+
+    return _decoder(random, config, experts=experts)
+
+
+def _qwen3_moe(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
+    def experts(weights: _Weights, start: str, config: Mapping[str, Any]) -> None:
+        count, hidden, inner = config["num_experts"], config["hidden_size"], config["moe_intermediate_size"]
+        weights.matrix(f"{start}.mlp.gate.weight", count, hidden)
+        for expert in range(count):
+            for part, outputs, inputs in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+                weights.matrix(f"{start}.mlp.experts.{expert}.{part}_proj.weight", outputs, inputs)
+
+    return _decoder(random, config, head_norms=True, experts=experts)
+
+
+def _gemma3_sees(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
+    """The language model within, and some of the tower that sees, which is left out."""
+    own = _gemma3(random, config["text_config"])
+    vision = _Weights(random)
+    vision.matrix("vision_tower.vision_model.embeddings.position_embedding.weight", 4, 32)
+    vision.vector("vision_tower.vision_model.encoder.layers.0.layer_norm1.weight", 32)
+    vision.matrix("multi_modal_projector.mm_input_projection_weight", 32, HIDDEN)
+    return {f"language_model.{name}": tensor for name, tensor in own.items()} | vision.tensors
+
+
 def _bert(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
     weights = _Weights(random)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     for table, rows in (
         ("word", config["vocab_size"]),
         ("position", config["max_position_embeddings"]),
-        ("token_type", 2),
+        ("token_type", config["type_vocab_size"]),
     ):
         weights.matrix(f"embeddings.{table}_embeddings.weight", rows, hidden, gain=4.0)
 
@@ -442,6 +479,68 @@ def _bert_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
     }
 
 
+def _roberta_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    own = {
+        "architectures": ["RobertaModel"],
+        "model_type": "roberta",
+        "max_position_embeddings": CONTEXT + 2,  # counted from behind the padding token
+        "type_vocab_size": 1,
+        "bos_token_id": ids["<s>"],
+        "pad_token_id": ids["<pad>"],
+        "eos_token_id": ids["</s>"],
+        "layer_norm_eps": 1e-5,
+    }
+    return _bert_config(ids, vocabulary) | own
+
+
+def _mixtral_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    return _shape(
+        "MixtralForCausalLM",
+        "mixtral",
+        vocabulary,
+        bos_token_id=1,
+        eos_token_id=2,
+        num_hidden_layers=1,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_theta=1000000.0,
+        sliding_window=None,
+    )
+
+
+def _qwen3_moe_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    own = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 1,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": INNER,
+        "intermediate_size": 3 * INNER,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+    }
+    return _qwen3_config(ids, vocabulary) | own
+
+
+def _gemma3_sees_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    text = _gemma3_config(ids, vocabulary)
+    for key in ("architectures", "transformers_version"):
+        del text[key]
+    text["rope_scaling"] = {"factor": 8.0, "rope_type": "linear"}
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": text,
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 32, "num_hidden_layers": 1},
+        "bos_token_id": 2,
+        "eos_token_id": [1, ids["<end_of_turn>"]],
+        "mm_tokens_per_image": 4,
+        "transformers_version": "4.50.0",
+    }
+
+
 # ---- the families ----
 
 FAMILIES: Mapping[str, _Family] = {
@@ -458,6 +557,11 @@ FAMILIES: Mapping[str, _Family] = {
     "phi3": _Family(tokenizers.write_phi3, _phi3_config, _phi3, padding=8),
     "phi3-long": _Family(tokenizers.write_phi3, _phi3_long_config, _phi3, padding=8),
     "smollm3": _Family(tokenizers.write_smollm3, _smollm3_config, _llama),
+    "mixtral": _Family(tokenizers.write_llama2, _mixtral_config, _mixtral),
+    "qwen3-moe": _Family(tokenizers.write_qwen3, _qwen3_moe_config, _qwen3_moe, padding=16),
+    "gemma3-vision": _Family(tokenizers.write_gemma3, _gemma3_sees_config, _gemma3_sees, padding=64),
     "bert": _Family(tokenizers.write_bert, _bert_config, _bert),
+    "roberta": _Family(tokenizers.write_roberta, _roberta_config, _bert),
 }
-GENERATING = tuple(family for family in FAMILIES if family != "bert")
+ENCODERS = ("bert", "roberta")
+GENERATING = tuple(family for family in FAMILIES if family not in ENCODERS)

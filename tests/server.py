@@ -18,14 +18,16 @@ import psutil
 ROOT = Path(__file__).parents[1]
 GLOSS = ROOT / "demo" / "gloss-5m-f16.gguf"
 START_SECONDS = 60.0
+SERVE = (sys.executable, "-P", "-m", "service", "serve")
 
 
 class Server:
     """`python -m service serve` with a home of its own; can be killed and started again on the same home."""
 
-    def __init__(self, home: Path, settings: dict[str, str]) -> None:
+    def __init__(self, home: Path, settings: dict[str, str], argv: tuple[str, ...] = SERVE) -> None:
         self.home = home
         self._settings = settings
+        self._argv = argv
         self._process: subprocess.Popen[bytes] | None = None
         self.client = httpx.Client(timeout=60)
 
@@ -50,7 +52,7 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "test-server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "service", "serve"],
+                self._argv,
                 env={**clean, "PYTHONPATH": str(ROOT), **settings, **self._settings},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

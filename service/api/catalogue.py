@@ -141,9 +141,11 @@ def _variant_shape(
         loaded=services.pool.is_loaded(variant.digest),
         lossy=variant.lossy,
         corrupt=variant.corrupt,
+        pinned=variant.pinned,
         lineage=_lineage_shape(variant.lineage),
         created_at=variant.created_at,
         license=facts.license,
+        chat_template=facts.template_verdict,
     )
 
 
@@ -157,6 +159,7 @@ def _lineage_shape(lineage: Lineage) -> LineageShape:
         duration_seconds=lineage.duration_seconds,
         lossy_source=lineage.lossy_source,
         search=SearchShape.model_validate(lineage.search, from_attributes=True) if lineage.search else None,
+        converted_from=lineage.converted_from,
     )
 
 

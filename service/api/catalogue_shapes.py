@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from service.api.laboratory_shapes import CardShape, RecipeShape, SearchShape
 from service.api.shapes import DIGEST_PATTERN, MAX_TOKENS, WHOLE, Listing, Name, Shape, Strict
+from service.domain.remote import MAX_ADDRESS
 
 CacheWord = Literal["auto", "f16", "q8_0", "q4_0"]
 
@@ -62,7 +63,9 @@ class JobShape(Shape):
 
     id: str
     object: Literal["job"] = "job"
-    kind: Literal["import", "quantize", "calibrate", "evaluate", "budget", "rebuild"]
+    kind: Literal[
+        "import", "quantize", "calibrate", "evaluate", "budget", "rebuild", "pull", "adapter", "bundle", "verify"
+    ]
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     model: str = Field(description="The name to import under, or the variant that the job is about.")
     levels: list[str] = Field(description="Levels to make, or tags of the variants to measure.")
@@ -108,6 +111,7 @@ class LineageShape(Shape):
     duration_seconds: float | None
     lossy_source: bool
     search: SearchShape | None = Field(None, description="How the mix of a budget was found.")
+    converted_from: str | None = Field(None, description="What it was before it was this GGUF file.")
 
 
 class VariantShape(Shape):
@@ -132,10 +136,14 @@ class VariantShape(Shape):
     )
     loaded: bool
     lossy: bool
-    corrupt: bool
+    corrupt: bool = Field(description="Its bytes are wrong or gone; it is not served until they are repaired.")
+    pinned: bool = Field(False, description="Kept from being pruned or deleted.")
     lineage: LineageShape
     created_at: str
     license: str | None
+    chat_template: str | None = Field(
+        None, description="What trying the chat template has shown: `ok`, `refuses` and what, or `broken: ` and why."
+    )
 
 
 class AvailableShape(Shape):
@@ -168,6 +176,9 @@ class DeletedShape(Shape):
     object: Literal["variant", "model"]
     deleted: Literal[True] = True
     variants: list[str]
+    orphaned: list[str] = Field(
+        default_factory=list, description="What was made from it and stays, but cannot be made again without it."
+    )
 
 
 class VerifiedShape(Shape):
@@ -180,12 +191,75 @@ class VerifiedShape(Shape):
     duration_seconds: float
 
 
+def _one_of(*sources: str) -> Any:
+    """Exactly one of them is sent, with a name; for an address the name may be left out."""
+    return [
+        {
+            "required": [source] if source == "from" else [source, "name"],
+            "properties": {
+                source: {"not": {"type": "null"}},
+                **({} if source == "from" else {"name": {"type": "string"}}),
+                **{other: {"type": "null"} for other in sources if other != source},
+            },
+        }
+        for source in sources
+    ]
+
+
+IMPORT_SOURCES = ("path", "digest", "files", "from")
+MAX_IMPORT_FILES = 4096
+
+
 class ImportBody(Strict):
-    """A GGUF file to bring into the store: one uploaded before, or one that lies on the server."""
+    """A model to bring into the store: uploaded before, lying on the server, or to be pulled from elsewhere."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"name": "gloss", "digest": "sha256:" + "0" * 64}],
+            "examples": [{"name": "gloss", "digest": "sha256:" + "0" * 64}, {"from": "hf.co/owner/repo:Q4_K_M"}],
+            "oneOf": _one_of(*IMPORT_SOURCES),
+        }
+    )
+
+    name: Name | None = Field(None, description="What to call it; only with `from` it may be left out.")
+    path: Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")] | None = Field(
+        None, description="Absolute path on the server: of a file, or of the folder of a checkpoint."
+    )
+    digest: Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})] | None = Field(
+        None, description="Digest of a blob put under /v1/blobs."
+    )
+    files: (
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(min_length=1, max_length=255)],
+                Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})],
+            ],
+            Field(min_length=1, max_length=MAX_IMPORT_FILES),
+        ]
+        | None
+    ) = Field(None, description="The files of a checkpoint or of a split: their names, and the digests put before.")
+    source: Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)] | None = Field(
+        None, alias="from", description="Address of a model elsewhere, as `GET /v1/remote/{address}` takes it."
+    )
+
+    convert_to: Literal["F32", "F16", "BF16"] | None = Field(
+        None, description="What the floats of a checkpoint become; F16 where it is left out, BF16 for one in BF16."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum(source is not None for source in (self.path, self.digest, self.files, self.source)) != 1:
+            raise ValueError("Send exactly one of path, digest, files and from.")
+        if self.name is None and self.source is None:
+            raise ValueError("The field 'name' is missing; send it.")
+        return self
+
+
+class BundleBody(Strict):
+    """A bundle to take in: one uploaded before, or one that lies on the server."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"path": "/models/gloss.tar"}],
             "oneOf": [
                 {"required": ["path"], "properties": {"path": {"type": "string"}, "digest": {"type": "null"}}},
                 {"required": ["digest"], "properties": {"digest": {"type": "string"}, "path": {"type": "null"}}},
@@ -193,13 +267,13 @@ class ImportBody(Strict):
         }
     )
 
-    name: Name
     path: Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")] | None = Field(
         None, description="Absolute path of a file on the server."
     )
     digest: Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})] | None = Field(
         None, description="Digest of a blob put under /v1/blobs."
     )
+    name: Name | None = Field(None, description="The model's new name; by default the one in the bundle.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -260,6 +334,7 @@ class WorkerShape(Shape):
     parallel: int
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    adapters: list[str] = Field(default_factory=list, description="LoRA adapters beside the weights.")
     memory_bytes: int
     active_requests: int
     queued_requests: int

@@ -102,7 +102,8 @@ class Connection(HttpToolsProtocol):
         if not cycle.response_complete and not cycle.disconnected:
             cycle.response_complete = True
             cycle.message_event.set()
-            chunk = b"%x\r\n%b\r\n" % (len(last_bytes), last_bytes) if last_bytes else b""
-            self.transport.write(chunk + b"0\r\n\r\n")
+            if cycle.chunked_encoding:  # else the client counts bytes, and sees that some are missing
+                chunk = b"%x\r\n%b\r\n" % (len(last_bytes), last_bytes) if last_bytes else b""
+                self.transport.write(chunk + b"0\r\n\r\n")
         self.transport.close()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)

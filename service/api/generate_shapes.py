@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
+from service.api.adapter_shapes import AdapterUses
 from service.api.generate_tools import MAX_TOOLS, CallShape, ChoiceOfTools, MessageBody, ReasoningBody, ToolBody
 from service.api.shapes import (
     MAX_GRAMMAR_BYTES,
@@ -158,6 +159,7 @@ class GenerateBody(Strict):
     draft: Name | None = Field(None, description="A smaller variant that writes the drafts.")
     context_length: ContextLength | None = None
     cache_prompt: bool = Field(True, description="Take and leave what other prompts begin with as well.")
+    adapters: AdapterUses = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:

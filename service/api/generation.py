@@ -7,6 +7,7 @@ for a load, or for text.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ from service.api.auth import caller
 from service.api.responses import error_from_event
 from service.api.services import Services
 from service.api.streams import unless_gone
-from service.domain.catalog import Variant
-from service.domain.errors import InternalError, InvalidGrammar, QuantryError
+from service.domain.adapters import by_digest, check_uses
+from service.domain.catalog import Adapter, Variant
+from service.domain.errors import InternalError, InvalidGrammar, QuantryError, TemplateFailed
 from service.domain.generation import (
     Failed,
     Finished,
@@ -192,16 +194,24 @@ async def begin(
 
     `grammar_field` is the field that a grammar came in, to be named when it is refused.
 
-    Raises its error if it fails before any text, ModelNotFound for its draft, and ClientGone if the client does not
-    wait that long.
+    Raises its error if it fails before any text, TemplateFailed for messages where the model's template is broken,
+    ModelNotFound for its draft, AdapterNotFound for its adapters, and ClientGone if the client does not wait that long.
     """
     began = time.monotonic()
+    _check_template(variant, asked)
     sender = caller(request.scope)
     draft = await _draft(services, asked.draft)
     asked = replace(asked, draft=None if draft is None else draft.name, cache_salt=sender.salt, client=sender.name)
+    adapters: tuple[Adapter, ...] = ()
+    if asked.adapters:
+        check_uses(asked.adapters)
+        names = [use.name for use in asked.adapters]
+        found = await asyncio.to_thread(services.catalog.adapters.find, variant.model, names)
+        uses, adapters = by_digest(asked.adapters, found)
+        asked = replace(asked, adapters=uses)
 
     async def submit() -> Generation:
-        stream = await services.pool.submit(variant, asked, draft if asked.speculate else None)
+        stream = await services.pool.submit(variant, asked, draft if asked.speculate else None, adapters)
         generation = Generation(variant, stream, services.metrics, choices=asked.choices, began=began)
         try:
             await generation.open()
@@ -247,6 +257,13 @@ def total(ends: Sequence[Finished]) -> tuple[Usage, Timings]:
 
 def _until_first_token(timings: Timings) -> float:
     return timings.queue_seconds + timings.prompt_seconds
+
+
+def _check_template(variant: Variant, asked: GenerationRequest) -> None:
+    """A template that was found to be of no use is not tried in a worker, where it would take time from others."""
+    fault = variant.facts.template_fault
+    if fault is not None and asked.messages and asked.template is None:
+        raise TemplateFailed(f"This model's chat template is of no use: {fault}", param="messages")
 
 
 async def _draft(services: Services, name: str | None) -> Variant | None:

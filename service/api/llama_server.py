@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from service.api import generation, llama_server_answer
 from service.api.documents import EVENT_STREAM, errors
 from service.api.generation import VARIANT_HEADER, Generation
+from service.api.llama_server_lora import lora_uses
 from service.api.llama_server_model import meant
 from service.api.llama_server_request import grammar_field, sampled
 from service.api.llama_server_shapes import CompletedShape, CompletionBody, InfillBody, LlamaServerError, SampledBody
@@ -84,7 +86,7 @@ async def _answer_tokens(
 async def _answer(
     services: Services, request: Request, variant: Variant, body: SampledBody, asked: GenerationRequest, prompt: str
 ) -> Response:
-    asked = sampled(asked, body)
+    asked = replace(sampled(asked, body), adapters=await lora_uses(services, variant, body.lora))
     headers = {VARIANT_HEADER: variant.name}
     field = grammar_field(body)
     if body.stream:

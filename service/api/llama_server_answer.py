@@ -128,7 +128,7 @@ def settings(body: SampledBody | None, asked: GenerationRequest) -> dict[str, An
         "n_probs": asked.logprobs or 0,
         "grammar": grammar.source if grammar is not None and grammar.kind is GrammarKind.GBNF else "",
         "samplers": ["penalties", "dry", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
-        "lora": [],
+        "lora": [] if body is None else [{"id": one.id, "scale": one.scale} for one in body.lora],
     }
 
 

@@ -43,7 +43,6 @@ def _refuse(body: SampledBody) -> None:
         "return_tokens": body.return_tokens,
         "post_sampling_probs": body.post_sampling_probs and body.n_probs > 0,
         "dynatemp_range": body.dynatemp_range > 0,
-        "lora": bool(body.lora),
         "image_data": bool(body.image_data),
     }
     for field, wanted in asked.items():

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
+from service.api.adapter_shapes import Scale
 from service.api.shapes import (
     MAX_BIASES,
     MAX_LOGPROBS,
@@ -45,6 +46,7 @@ from service.api.shapes import (
     XtcProbability,
     XtcThreshold,
 )
+from service.domain.adapters import MAX_ADAPTERS
 
 MAX_TOKEN_ID = (1 << 31) - 1
 MAX_DOCUMENTS = 2048
@@ -140,6 +142,13 @@ class DetokenizeBody(Body):
     tokens: Ids = Field(default_factory=list)
 
 
+class LoraBody(Body):
+    """How much of a LoRA adapter, by its number in `GET /lora-adapters`."""
+
+    id: Id
+    scale: Scale
+
+
 class SampledBody(Body):
     """Fields of both routes that generate."""
 
@@ -181,12 +190,12 @@ class SampledBody(Body):
     cache_prompt: bool = True
     response_fields: Annotated[list[str], Field(max_length=256)] = Field(default_factory=list)
     context_length: ContextLength | None = None
+    lora: Annotated[list[LoraBody], Field(max_length=MAX_ADAPTERS)] = Field(default_factory=list)
     # Known, and refused where they ask for something.
     n_cmpl: Annotated[Choices, _offered({"type": "integer", "enum": [1]})] = 1
     return_tokens: Annotated[bool, _offered({"const": False})] = False
     post_sampling_probs: Annotated[bool, _offered({"const": False})] = False
     dynatemp_range: Annotated[float, Field(ge=0), _offered({"enum": [0]})] = 0.0
-    lora: Annotated[list[Any], _offered(_NOTHING)] = Field(default_factory=list)
     image_data: Annotated[list[Any], _offered(_NOTHING)] = Field(default_factory=list)
 
 
@@ -317,6 +326,22 @@ class SlotShape(Shape):
     n_ctx: int
     speculative: bool
     is_processing: bool
+
+
+class LoraAdapterShape(Shape):
+    """A LoRA adapter of the model. `path` is its name: where files lie is nobody's business."""
+
+    id: int
+    path: str
+    scale: float
+    task_name: str = ""
+    prompt_prefix: str = ""
+
+
+class AppliedShape(Shape):
+    """What was asked for holds."""
+
+    success: Literal[True] = True
 
 
 class RankShape(Shape):

@@ -1,4 +1,4 @@
-"""What llama-server tells of itself: `/props`, `/slots`, `/lora-adapters`. Only what is true here; nothing is set."""
+"""What llama-server tells of itself: `/props`, `/slots`. Only what is true here; nothing is set."""
 
 from __future__ import annotations
 
@@ -106,12 +106,6 @@ async def slots(
         )
         for number in range(status.parallel)
     ]
-
-
-@router.get("/lora-adapters", summary="LoRA adapters (llama-server)", responses=errors(model=LlamaServerError))
-async def lora_adapters() -> list[dict[str, Any]]:
-    """None are loaded: the list is empty."""
-    return []
 
 
 def _router_props(services: Services) -> dict[str, Any]:

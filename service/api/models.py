@@ -12,13 +12,13 @@ from service.api.documents import errors
 from service.api.import_paths import admitted_path
 from service.api.jobs import accepted
 from service.api.responses import Dialect, error_from, error_response, json_response
-from service.api.services import Use
+from service.api.services import Services, Use
 from service.api.shapes import Digest, Ref
 from service.api.streams import unless_gone
 from service.api.uploads import receive_blob, standing_headers
-from service.api.variants import removed
+from service.api.variants import orphaned, removed
 from service.domain.errors import BlobNotFound, JobFailed, ModelNotFound
-from service.domain.jobs import ENDED, ImportSpec, JobStatus
+from service.domain.jobs import ENDED, ImportSpec, Job, JobStatus, NamedBlob, PullSpec
 from service.domain.names import parse_digest, parse_ref
 
 router = APIRouter(prefix="/v1", tags=["native"])
@@ -59,7 +59,8 @@ async def head_blob(digest: Digest, services: Use) -> Response:
     except BlobNotFound as error:
         standing = await asyncio.to_thread(services.uploads.standing, digest)
         return error_response(error, Dialect.NATIVE, headers=standing_headers(standing))
-    return Response(headers={"X-Quantry-Size-Bytes": str(size_bytes)})
+    headers = {"Content-Length": str(size_bytes), "Accept-Ranges": "bytes", "ETag": f'"{digest}"'}
+    return Response(headers={"X-Quantry-Size-Bytes": str(size_bytes), **headers})
 
 
 @router.post(
@@ -69,24 +70,16 @@ async def head_blob(digest: Digest, services: Use) -> Response:
     response_model=VariantShape,
     responses={
         202: {"model": JobShape, "description": "It takes longer; follow the job under Location."},
-        **errors(404, 409, 422, 429, 503, 507, body=True),
+        **errors(404, 409, 422, 429, 502, 503, 507, body=True),
     },
 )
 async def import_model(body: ImportBody, request: Request, services: Use) -> Response:
     """The file is validated before anything refers to it; a file that is no model is refused whole.
 
     Where keys are asked for, `path` must lie in one of the folders of QUANTRY_IMPORT_FOLDERS; else 403.
-    A short import is answered with its variant, a longer one with its job.
+    A short import is answered with its variant, a longer one with its job. With `from` it is pulled first.
     """
-    ref = parse_ref(body.name)
-    if body.digest is not None:
-        parse_digest(body.digest)
-        if not await asyncio.to_thread(services.blobs.has, body.digest):
-            raise BlobNotFound("No blob with that digest; PUT it under /v1/blobs first.", param="digest")
-    path = body.path
-    if path is not None:
-        path = await asyncio.to_thread(admitted_path, path, services.options)
-    job = await services.jobs.submit_import(ImportSpec(name=ref.display, path=path, digest=body.digest))
+    job = await (_pulled(body, services) if body.source is not None else _imported(body, services))
     wait = services.jobs.wait(job.id, services.options.import_wait_seconds)
     job = await unless_gone(request.receive, wait)
     if job.status not in ENDED:
@@ -98,6 +91,39 @@ async def import_model(body: ImportBody, request: Request, services: Use) -> Res
     variant = await services.find(job.result[0])
     shape = await asyncio.to_thread(show_variant, services, variant)
     return json_response(shape.model_dump(), status=201, headers={"Location": f"/v1/variants/{variant.name}"})
+
+
+async def _pulled(body: ImportBody, services: Services) -> Job:
+    assert body.source is not None
+    return await services.jobs.submit_pull(
+        PullSpec(name=body.name or "", source=body.source, convert_to=body.convert_to)
+    )
+
+
+async def _imported(body: ImportBody, services: Services) -> Job:
+    assert body.name is not None
+    ref = parse_ref(body.name)
+    if body.digest is not None:
+        parse_digest(body.digest)
+        if not await asyncio.to_thread(services.blobs.has, body.digest):
+            raise BlobNotFound("No blob with that digest; PUT it under /v1/blobs first.", param="digest")
+    for name, digest in (body.files or {}).items():
+        if not await asyncio.to_thread(services.blobs.has, parse_digest(digest)):
+            raise BlobNotFound(
+                f"No blob with the digest of {name[:80]!r}; PUT it under /v1/blobs first.", param="files"
+            )
+    path = body.path
+    if path is not None:
+        path = await asyncio.to_thread(admitted_path, path, services.options)
+    spec = ImportSpec(
+        name=ref.display,
+        path=path,
+        digest=body.digest,
+        files=tuple(NamedBlob(name, digest) for name, digest in sorted((body.files or {}).items())),
+        convert_to=body.convert_to,
+        within=services.options.import_folders if path is not None else (),
+    )
+    return await services.jobs.submit_import(spec)
 
 
 @router.post(
@@ -121,4 +147,6 @@ async def copy(body: CopyBody, services: Use) -> VariantShape:
 @router.delete("/models/{ref:path}", summary="Delete a model, a variant, or a tag", responses=errors(404, 409))
 async def delete(ref: Ref, services: Use) -> DeletedShape:
     """As `DELETE /v1/variants/{ref}`."""
-    return DeletedShape(id=ref, object="model", variants=await removed(services, ref))
+    gone = await removed(services, ref)
+    names = [variant.name for variant in gone]
+    return DeletedShape(id=ref, object="model", variants=names, orphaned=await orphaned(services, gone))

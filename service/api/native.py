@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.api import generation, logprobs
+from service.api.adapter_shapes import adapter_uses
 from service.api.documents import EVENT_STREAM, errors
 from service.api.generate_shapes import ChoicesShape, GenerateBody, GenerationShape, TimingsShape, UsageShape
 from service.api.generate_tools import MessageBody, tool_choice
@@ -135,6 +136,7 @@ def generation_request(body: GenerateBody) -> GenerationRequest:
         draft=body.draft,
         context_length=body.context_length,
         cache_prompt=body.cache_prompt,
+        adapters=adapter_uses(body.adapters),
     )
 
 

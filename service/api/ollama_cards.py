@@ -80,6 +80,7 @@ def modelfile(name: str, variant: Variant, preset: Preset) -> str:
         "",
         f"FROM {variant.name}",
     ]
+    lines += (f"ADAPTER {use.name}" for use in preset.adapters)
     if preset.template:
         lines.append(f"TEMPLATE {_QUOTED}{preset.template}{_QUOTED}")
     if preset.system:

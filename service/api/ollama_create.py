@@ -1,4 +1,4 @@
-"""Ollama's dialect: `POST /api/create` and the blobs it is made of. Models come from stored ones or from GGUF files.
+"""Ollama's dialect: `POST /api/create` and the blobs it is made of. Models come from stored ones or from files.
 
 The slow parts are jobs; a client that leaves before the end cancels the one that runs, and no name is made.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.api.documents import errors
+from service.api.ollama_adapters import adapter_spec, check_files
 from service.api.ollama_documents import LINES, OllamaError
 from service.api.ollama_models import OllamaStatus
 from service.api.ollama_names import meant, tagged
@@ -27,9 +28,10 @@ from service.api.services import Services, Use
 from service.api.shapes import Digest
 from service.api.streams import LineStream, error_event, line, unless_gone
 from service.api.uploads import receive_blob
-from service.domain.catalog import Variant
-from service.domain.errors import BlobNotFound, InvalidParameter, JobFailed, ModelNotFound, NotSupported, QuantryError
-from service.domain.jobs import ENDED, ImportSpec, Job, JobStatus, QuantizeSpec
+from service.domain.catalog import Adapter, Variant
+from service.domain.errors import BlobNotFound, InvalidParameter, JobFailed, ModelNotFound, QuantryError
+from service.domain.generation import AdapterUse
+from service.domain.jobs import ENDED, AdapterSpec, ImportSpec, Job, JobStatus, NamedBlob, QuantizeSpec
 from service.domain.names import ModelRef, check_not_reserved, parse_digest, parse_ref
 from service.domain.presets import Preset
 from service.domain.quants import find_label
@@ -83,7 +85,9 @@ async def post_blob(digest: Digest, request: Request, services: Use) -> Response
     },
 )
 async def create(body: CreateBody, request: Request, services: Use) -> Response:
-    """From a stored model or an uploaded GGUF file, quantized to any level, with words and parameters of its own.
+    """From a stored model, an uploaded GGUF file or the files of a checkpoint, quantized to any level.
+
+    It gets words and parameters of its own.
 
     `template` is Jinja. What is made for the name is deleted with it.
     """
@@ -113,6 +117,7 @@ class _Making:
     source: Variant | None
     work: _Work | None  # the first job: an import, or a quantize job where there is a source
     known: frozenset[int]  # variants of the model, and of the source's, that were there before
+    adapter: Mapping[str, str]  # files of an adapter: names and digests
 
 
 async def _prepared(services: Services, body: CreateBody) -> _Making:
@@ -120,12 +125,14 @@ async def _prepared(services: Services, body: CreateBody) -> _Making:
     ref = tagged(parse_ref(body.ref))
     check_not_reserved(ref.flavour)
     level = None if body.level is None else _level(body.level)
+    adapter = body.adapters or {}
+    await check_files(services, adapter)
     before = await asyncio.to_thread(services.catalog.variants, ref.key.display)
     known = frozenset(variant.id for variant in before)
     if body.from_name is None:
         preset = _preset(body, Preset())
         spec = await _import(services, body, ref, level)
-        return _Making(ref, preset, level, None, await _begun(services, spec), known)
+        return _Making(ref, preset, level, None, await _begun(services, spec), known, adapter)
     found = await meant(services, body.from_name, param="from")
     siblings = await asyncio.to_thread(services.catalog.variants, found.variant.model.display)
     known |= frozenset(variant.id for variant in siblings)
@@ -137,13 +144,19 @@ async def _prepared(services: Services, body: CreateBody) -> _Making:
     work: _Work | None = None
     if level is not None and source.quantization != level:
         work = await _begun(services, QuantizeSpec(source.name, source.digest, (level,)))
-    return _Making(ref, preset, level, source, work, known)
+    return _Making(ref, preset, level, source, work, known, adapter)
 
 
-async def _begun(services: Services, spec: ImportSpec | QuantizeSpec) -> _Work:
+async def _begun(services: Services, spec: ImportSpec | QuantizeSpec | AdapterSpec) -> _Work:
     jobs = services.jobs
     active = {job.id for status in JobStatus if status not in ENDED for job in await jobs.list(status, _MOST_JOBS)}
-    job = await (jobs.submit_import(spec) if isinstance(spec, ImportSpec) else jobs.submit_quantize(spec))
+    match spec:
+        case ImportSpec():
+            job = await jobs.submit_import(spec)
+        case QuantizeSpec():
+            job = await jobs.submit_quantize(spec)
+        case AdapterSpec():
+            job = await jobs.submit_adapter(spec)
     return _Work(job, job.id not in active)
 
 
@@ -154,23 +167,19 @@ def _level(written: str) -> str:
 
 async def _import(services: Services, body: CreateBody, ref: ModelRef, level: str | None) -> ImportSpec:
     files = body.files or {}
-    if len(files) != 1:
-        raise NotSupported(
-            "A model is made of one GGUF file here; join a split one, or convert the checkpoint, and send one file.",
-            param="files",
-        )
-    ((name, digest),) = files.items()
-    try:
-        parse_digest(digest)
-        there = await asyncio.to_thread(services.blobs.has, digest)
-    except QuantryError as error:
-        raise InvalidParameter(f"files: {error.message}", param="files") from error
-    if not there:
-        raise BlobNotFound(f"No blob with the digest of {name[:100]!r}; POST it under /api/blobs first.", param="files")
+    for name, digest in files.items():
+        try:
+            there = await asyncio.to_thread(services.blobs.has, parse_digest(digest))
+        except QuantryError as error:
+            raise InvalidParameter(f"files: {error.message}", param="files") from error
+        if not there:
+            message = f"No blob with the digest of {name[:100]!r}; POST it under /api/blobs first."
+            raise BlobNotFound(message, param="files")
     # A level in the name is that of what is made in the end.
     label = ref.label if level is None else None
     tag = "-".join(part for part in (ref.flavour, label) if part)
-    return ImportSpec(name=f"{ref.key.display}:{tag}" if tag else ref.key.display, digest=digest)
+    blobs = tuple(NamedBlob(name, digest) for name, digest in sorted(files.items()))
+    return ImportSpec(name=f"{ref.key.display}:{tag}" if tag else ref.key.display, files=blobs)
 
 
 def _preset(body: CreateBody, base: Preset) -> Preset:
@@ -207,7 +216,8 @@ async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[
     source, work = making.source, making.work
     if source is None:
         assert work is not None
-        yield {"status": "parsing GGUF"}
+        is_checkpoint = isinstance(work.job.spec, ImportSpec) and bool(work.job.spec.files)
+        yield {"status": "converting model" if is_checkpoint else "parsing GGUF"}
         job = work.job
         async with aclosing(_followed(services, work)) as jobs:
             async for job in jobs:  # noqa: B007  (its last state is what counts)
@@ -228,7 +238,24 @@ async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[
         variant = await services.find(_result(job))
         yield {"status": "verifying conversion"}
     brought = frozenset({variant.id, source.id}) - making.known
-    named = await asyncio.to_thread(give_name, services, variant, making.ref, making.preset, brought)
+    preset = making.preset
+    taken: Adapter | None = None
+    if making.adapter:
+        there = await asyncio.to_thread(services.catalog.adapters.all, variant.model)
+        spec = adapter_spec(making.ref, variant, making.adapter)
+        yield {"status": "converting adapter" if spec.files else "creating adapter layer"}
+        adding = await _begun(services, spec)
+        job = adding.job
+        async with aclosing(_followed(services, adding)) as jobs:
+            async for job in jobs:  # noqa: B007
+                pass
+        found = await asyncio.to_thread(services.catalog.adapters.get, variant.model, _result(job))
+        preset = replace(preset, adapters=(AdapterUse(found.name),))
+        taken = None if any(other.name == found.name for other in there) else found
+    named = await asyncio.to_thread(give_name, services, variant, making.ref, preset, brought)
+    if taken is not None and taken.model.folded != named.model.folded:
+        # It was tried out within the source's model, which is to stay as it was.
+        await asyncio.to_thread(services.catalog.adapters.delete, taken.model, taken.name)
     if work is not None and work.is_ours and variant.id in brought and variant.id != named.id:
         # The level was made within the source's model, which is to stay as it was; the file is the new name's now.
         await asyncio.to_thread(services.catalog.delete, parse_ref(variant.name))

@@ -1,4 +1,4 @@
-"""Ollama's dialect: what is stored and what is loaded, under `/api`: list, show, copy, delete, pull, push."""
+"""Ollama's dialect: what is stored and what is loaded, under `/api`: list, show, copy, delete, push."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from service.api.documents import errors
 from service.api.ollama_cards import card
-from service.api.ollama_documents import LINES, OllamaError
+from service.api.ollama_documents import OllamaError
 from service.api.ollama_names import (
     bare_digest,
     details,
@@ -28,7 +28,6 @@ from service.api.ollama_templates import jinja
 from service.api.responses import json_response
 from service.api.services import Services, Use
 from service.api.shapes import Shape
-from service.api.streams import LineStream, line
 from service.api.variants import removed
 from service.domain.catalog import Variant
 from service.domain.errors import ModelNotFound, NotSupported
@@ -149,39 +148,6 @@ async def delete(body: Named, services: Use) -> Response:
     except ModelNotFound as error:
         raise not_found(body.ref, error) from error
     return Response()
-
-
-@router.post(
-    "/pull",
-    summary="Pull a model (Ollama)",
-    response_model=OllamaStatus,
-    responses={
-        200: {"description": "How far it is, in lines unless `stream` is false.", "content": LINES},
-        **errors(404, 409, body=True, model=OllamaError),
-    },
-)
-async def pull(body: TransferBody, services: Use) -> Response:
-    """Succeeds at once for a name that is here. Others are not fetched yet: import them."""
-    try:
-        found = await meant(services, body.ref)
-    except ModelNotFound as error:
-        raise NotSupported(
-            f"pull model manifest: '{body.ref}' is not here, and this server does not fetch models yet; upload the "
-            "GGUF file as a blob and create the model from it.",
-            param="model",
-        ) from error
-    if body.stream is False:
-        return json_response({"status": "success"})
-    size = found.variant.size_bytes
-    layer = {"digest": found.variant.digest, "total": size, "completed": size}
-    statuses: list[dict[str, Any]] = [
-        {"status": "pulling manifest"},
-        {"status": f"pulling {bare_digest(found.variant.digest)[:12]}", **layer},
-        {"status": "verifying sha256 digest"},
-        {"status": "writing manifest"},
-        {"status": "success"},
-    ]
-    return Response(b"".join(map(line, statuses)), media_type=LineStream.media_type)
 
 
 @router.post(

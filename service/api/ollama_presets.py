@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from service.api.ollama_adapters import drop_adapters, give_adapters
 from service.api.services import Services
 from service.domain.catalog import Variant
 from service.domain.errors import NameTaken
@@ -36,7 +37,9 @@ def give_name(
         named = catalog.copy(variant, ref)
     there = _ids(services, ref)
     owned = (there - known) | (brought & there) | (frozenset(before.owned if before else ()) & there)
+    give_adapters(services, variant.model, named.model, preset.adapters)
     presets.put(ref, named, replace(preset, owned=tuple(sorted(owned))))
+    drop_adapters(services, ref, () if before is None else before.adapters)
     return named
 
 
@@ -56,6 +59,7 @@ def delete_made(services: Services, ref: ModelRef) -> list[str]:
     if tagged:
         catalog.delete(ref)
         variants = catalog.variants(ref.key.display)
+        drop_adapters(services, ref, () if preset is None else preset.adapters)
     owned = () if preset is None else preset.owned
     gone = [
         variant.name

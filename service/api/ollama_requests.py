@@ -47,6 +47,7 @@ def common(body: Asking, options: Options, preset: Preset, variant: Variant) -> 
         reasoning=reasoning(body.think),
         template=preset.template,
         context_length=context_length(options.num_ctx, variant),
+        adapters=preset.adapters,
     )
 
 

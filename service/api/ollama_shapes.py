@@ -342,7 +342,7 @@ class CreateBody(Named):
 
     from_name: Annotated[Name | None, Field(alias="from")] = None
     files: Annotated[dict[str, str], Field(max_length=MAX_FILES)] | None = None
-    adapters: dict[str, str] | None = None
+    adapters: Annotated[dict[str, str], Field(max_length=MAX_FILES)] | None = None
     draft_files: dict[str, str] | None = None
     quantize: Annotated[str, StringConstraints(max_length=32)] | None = None
     quantization: Annotated[str, StringConstraints(max_length=32)] | None = None
@@ -367,8 +367,6 @@ class CreateBody(Named):
 
     def check(self) -> None:
         """Raise NotSupported or InvalidParameter for what is asked for together, and not carried out."""
-        if self.adapters:
-            raise NotSupported("Adapters are not merged by this server yet; leave them out.", param="adapters")
         if self.draft_files:
             raise NotSupported(
                 "A model is not stored with its draft here; import it, and name it as draft in requests.",

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from service.api.adapter_shapes import AdapterUses, adapter_uses
 from service.api.shapes import (
     JSON_OBJECT,
     WHOLE,
@@ -163,6 +164,7 @@ class Sampled(Lenient):
     speculate: bool | None = None
     draft: Name | None = None
     context_length: ContextLength | None = None
+    adapters: AdapterUses | None = None
 
     @property
     def sampling(self) -> SamplingParams:
@@ -210,6 +212,7 @@ class Sampled(Lenient):
             draft=self.draft,
             context_length=self.context_length,
             cache_prompt=self.cache_prompt is not False,
+            adapters=adapter_uses(self.adapters),
         )
 
 

@@ -18,7 +18,9 @@ from service.api.openai_store import ResponseStore
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, InvalidName, ModelNotFound
 from service.domain.names import parse_ref
+from service.domain.remote import RemoteAccess
 from service.jobs.describing import Descriptions
+from service.jobs.looking import Looks
 from service.jobs.runner import JobRunner
 from service.jobs.wishes import Wishes
 from service.metrics import Metrics
@@ -78,7 +80,9 @@ class Services:
     options: ApiOptions
     background: Background = field(default_factory=Background)
     descriptions: Descriptions = field(default_factory=Descriptions)
+    looks: Looks = field(default_factory=lambda: Looks(RemoteAccess()))
     responses: ResponseStore = field(default_factory=ResponseStore)
+    lora_scales: dict[str, dict[str, float]] = field(default_factory=dict)  # model, folded -> digest -> scale
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)  # one re-hash at a time: it reads a whole blob
 
     async def find(self, name: str) -> Variant:
@@ -102,7 +106,8 @@ class Services:
             variant = await made_on_demand(self, name)
         if variant.corrupt:
             raise BlobCorrupt(
-                f"The bytes of {variant.name} no longer match their digest; delete it and import or quantize it again.",
+                f"The bytes of {variant.name} no longer match their digest. Repair it (POST "
+                "/v1/variants/{ref}/repair), or bring the same bytes again.",
                 param="model",
             )
         return variant

@@ -114,10 +114,14 @@ class EventStream(Response):
             self._close()
             cut = cutter(scope)
             if cut is not None:
-                cut(b"" if self._all_sent else error_event(error, dialect_of(scope["path"])))
+                cut(b"" if self._all_sent else self._last_words(error, dialect_of(scope["path"])))
             raise
         finally:
             self._close()
+
+    def _last_words(self, error: QuantryError, dialect: Dialect) -> bytes:
+        """What a slow reader's stream ends with."""
+        return error_event(error, dialect)
 
     async def _pump(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -126,7 +130,7 @@ class EventStream(Response):
         self._sending_since = loop.time()
         self._watch(loop, task)
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             self._sending_since = None
             async with aclosing(self._frames):
                 async for frame in self._frames:

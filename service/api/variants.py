@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -16,6 +17,7 @@ from service.api.shapes import MAX_TOKENS, NAME_PATTERN, Ref
 from service.domain.catalog import Variant
 from service.domain.errors import Busy
 from service.domain.names import parse_ref
+from service.store import care
 
 router = APIRouter(prefix="/v1/variants", tags=["native"])
 
@@ -46,15 +48,18 @@ async def list_all(services: Use, model: Model = None, context: Context = None) 
 
 @router.post("/{ref:path}/verify", summary="Hash a variant's blob again", responses=errors(404, 429))
 async def verify(ref: Ref, services: Use) -> VerifiedShape:
-    """Reads the whole file. A blob that fails is marked corrupt and served no more; one that passes is cleared."""
+    """Reads the whole file. A blob that fails is quarantined and served no more; one that passes is cleared.
+
+    `POST /v1/verify` does the same for many, as a job.
+    """
     variant = await services.find(ref)
     if services.verifying.locked():
         raise Busy("Another blob is being verified; try again when that is done.", retry_after_seconds=10)
     async with services.verifying:
         began = time.monotonic()
-        intact = await asyncio.to_thread(services.blobs.verify, variant.digest)
-        if intact == variant.corrupt:
-            await asyncio.to_thread(services.catalog.mark_corrupt, variant.digest, not intact)
+        intact, _ = await asyncio.to_thread(care.verify, services.catalog, services.blobs, variant.digest)
+        if not intact:
+            services.background.start(services.pool.unload(variant), name=f"unload {variant.name}")
         return VerifiedShape(
             name=variant.name,
             digest=variant.digest,
@@ -75,13 +80,16 @@ async def show(ref: Ref, services: Use, context: Context = None) -> VariantShape
 async def delete(ref: Ref, services: Use) -> DeletedShape:
     """A name with a level deletes that variant, a free tag only itself, a bare name the whole model.
 
-    Generations that run end whole; then its worker ends. The file goes once nothing refers to it any more.
+    Generations that run end whole; then its worker ends. The file goes once nothing refers to it any more. `orphaned`
+    names the variants that were made from what is gone, and cannot be made again without it. 409 for a pinned one.
     """
-    return DeletedShape(id=ref, object="variant", variants=await removed(services, ref))
+    gone = await removed(services, ref)
+    names = [variant.name for variant in gone]
+    return DeletedShape(id=ref, object="variant", variants=names, orphaned=await orphaned(services, gone))
 
 
-async def removed(services: Services, ref: str) -> list[str]:
-    """Delete what `ref` names; the canonical names of the variants that went with it.
+async def removed(services: Services, ref: str) -> list[Variant]:
+    """Delete what `ref` names; the variants that went with it.
 
     A worker whose blob nobody refers to any more ends as soon as its requests have, and frees its memory.
     """
@@ -93,4 +101,13 @@ async def removed(services: Services, ref: str) -> list[str]:
     gone, unneeded = await asyncio.to_thread(delete)
     for variant in unneeded:
         services.background.start(services.pool.unload(variant), name=f"unload {variant.name}")
-    return [variant.name for variant in gone]
+    return gone
+
+
+async def orphaned(services: Services, gone: Sequence[Variant]) -> list[str]:
+    """The stored variants that were made from what is gone: canonical names."""
+    if not gone:
+        return []
+    stored = await asyncio.to_thread(services.catalog.variants)
+    lost = {variant.digest for variant in gone} - {variant.digest for variant in stored}
+    return [variant.name for variant in stored if variant.lineage.source_digest in lost]

@@ -1,4 +1,4 @@
-"""`quantry import`: a GGUF file into the store, by its path where the server can read it, else by sending its bytes."""
+"""`quantry import`: a GGUF file or a checkpoint's folder into the store, by path or by sending the bytes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from service.cli.progress import transfer
 from service.cli.session import Session
 
 _CHUNK_BYTES = 1 << 20
+# What a conversion may look at; the rest of a folder is not sent.
+_CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md", "*.gguf", "*/config.json")
 _PATH_REFUSED = frozenset({"invalid_parameter", "forbidden"})
 _IMPORT_SECONDS = 330.0  # the server waits at most 300 before it answers with the job
 _UPLOAD_SECONDS = 300.0  # for each piece, and for the answer after the last
@@ -32,7 +34,7 @@ def register(app: typer.Typer) -> None:
 def import_model(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it, e.g. gloss or gloss:instruct-F16.")],
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A GGUF file.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A GGUF file, or the folder of a checkpoint.")],
     upload: Annotated[
         bool | None,
         typer.Option(
@@ -41,11 +43,20 @@ def import_model(
             show_default=False,
         ),
     ] = None,
+    convert_to: Annotated[
+        str | None,
+        typer.Option(
+            "--convert-to",
+            metavar="TYPE",
+            help="What a checkpoint's floats become: F16, BF16 or F32. By default F16, or BF16 for one in BF16.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Bring a GGUF file into the store under a name."""
+    """Bring a GGUF file, or a checkpoint in safetensors, into the store under a name."""
     with session.client() as client:
         shown = session.silenced() if session.as_json else session
-        variant = import_file(shown, client, name, path, upload=upload)
+        variant = import_file(shown, client, name, path, upload=upload, convert_to=convert_to)
     if session.as_json:
         session.document(variant)
         return
@@ -59,27 +70,48 @@ def import_model(
         session.note(f"Next: quantry quantize {name} Q4_K_M, or quantry quantize {name} --all")
 
 
-def import_file(session: Session, client: Client, name: str, path: Path, *, upload: bool | None = None) -> VariantShape:
-    """Import one file and wait for it. Importing what is there already finds it again.
+def import_file(
+    session: Session,
+    client: Client,
+    name: str,
+    path: Path,
+    *,
+    upload: bool | None = None,
+    convert_to: str | None = None,
+) -> VariantShape:
+    """Import one file or folder and wait for it. Importing what is there already finds it again.
 
     `upload` None: by path where the server is on this machine and takes it, else by bytes.
     """
+    body: dict[str, Any] = {"name": name}
+    if convert_to is not None:
+        body["convert_to"] = convert_to.upper()
     if upload is None and not client.is_local:
         upload = True
+    if upload and path.is_dir():
+        return _import(session, client, body | {"files": upload_folder(session, client, path)})
     if upload:
-        return _import(session, client, {"name": name, "digest": upload_blob(session, client, path)})
-    if not path.is_absolute() and not path.is_file():
+        return _import(session, client, body | {"digest": upload_blob(session, client, path)})
+    if not path.is_absolute() and not path.exists():
         raise _no_file(path)
     try:
-        return _import(session, client, {"name": name, "path": str(path.absolute())})
+        return _import(session, client, body | {"path": str(path.absolute())})
     except CommandFailed as failure:
         problem = failure.problem
         if problem.code not in _PATH_REFUSED:
             raise
-        if upload is None and path.is_file():
+        if upload is None and path.exists() and problem.param in (None, "path"):
             # Another file system (a container), or a server that takes paths from some folders only.
-            return import_file(session, client, name, path, upload=True)
+            return import_file(session, client, name, path, upload=True, convert_to=convert_to)
         raise CommandFailed(problem.code, problem.message, remedy="add --upload to send the file's bytes") from None
+
+
+def upload_folder(session: Session, client: Client, folder: Path) -> dict[str, str]:
+    """Send the files of a checkpoint unless the server has them: their digests by name."""
+    files = sorted({path for pattern in _CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file()})
+    if not files:
+        raise _no_file(folder)
+    return {path.relative_to(folder).as_posix(): upload_blob(session, client, path) for path in files}
 
 
 def upload_blob(session: Session, client: Client, path: Path) -> str:
@@ -126,6 +158,6 @@ def _no_file(path: Path) -> CommandFailed:
     return CommandFailed(
         "no_file",
         f"There is no file {str(path)!r} that can be read here.",
-        remedy="check the path; a model is one .gguf file",
+        remedy="check the path; a model is one .gguf file, or a folder with config.json and safetensors files",
         exit_code=ExitCode.USAGE,
     )

@@ -19,7 +19,7 @@ _PANEL = "Serving"
 _STOP_MARGIN_SECONDS = 30.0  # beside the time that running streams get
 
 # A key on a command line can be read by every user of the machine.
-_ENVIRONMENT_ONLY = frozenset({"api_keys"})
+_ENVIRONMENT_ONLY = frozenset({"api_keys", "hub_token"})
 
 
 def register(app: typer.Typer) -> None:

@@ -44,14 +44,18 @@ def check_uses(uses: Iterable[AdapterUse]) -> None:
         raise InvalidParameter("An adapter is named twice; name each once, with its scale.", param="adapters")
 
 
-def by_digest(uses: Iterable[AdapterUse], found: Mapping[str, Adapter]) -> tuple[AdapterUse, ...]:
-    """The same in the words of a worker, which knows adapters by their bytes: what was computed with a file that has
-    been replaced since is never taken for the new one's.
+def by_digest(
+    uses: Iterable[AdapterUse], found: Mapping[str, Adapter]
+) -> tuple[tuple[AdapterUse, ...], tuple[Adapter, ...]]:
+    """The same in the words of a worker, which knows adapters by their bytes, and those that it needs for them: what
+    was computed with a file that has been replaced since is never taken for the new one's.
 
-    `found` has the adapters by name. Two names of one file add up; a scale of 0 is left out.
+    `found` has the adapters by name. Two names of one file add up; what adds up to 0 is left out.
     """
     scales: dict[str, float] = {}
+    needed = {}
     for use in uses:
-        digest = found[use.name].digest
-        scales[digest] = scales.get(digest, 0.0) + use.scale
-    return tuple(AdapterUse(digest, scale) for digest, scale in scales.items() if scale)
+        adapter = needed[found[use.name].digest] = found[use.name]
+        scales[adapter.digest] = scales.get(adapter.digest, 0.0) + use.scale
+    uses = tuple(AdapterUse(digest, scale) for digest, scale in scales.items() if scale)
+    return uses, tuple(needed[use.name] for use in uses)

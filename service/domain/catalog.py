@@ -59,9 +59,18 @@ class LevelPlan:
     notes: tuple[str, ...] = ()
 
 
+TEMPLATE_OK = "ok"
+TEMPLATE_BROKEN = "broken: "
+"""What a verdict on a chat template that is of no use begins with; the reason follows."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a validated GGUF file says of itself."""
+    """What a validated GGUF file says of itself.
+
+    `template_verdict` is what trying its chat template has shown: `ok`, `refuses` and what, or `broken: ` and why; None
+    where it has none, or was not tried.
+    """
 
     quantization: str  # label, e.g. "F16"; "UNKNOWN" when no label fits
     parameters: int
@@ -73,6 +82,14 @@ class FileFacts:
     has_chat_template: bool = False
     quantized_tensors: bool = False  # some tensor has a quantized type
     types: tuple[tuple[str, int], ...] = ()  # tensors by ggml type
+    template_verdict: str | None = None
+
+    @property
+    def template_fault(self) -> str | None:
+        """Why the chat template is of no use; None where it is of some, or nobody knows."""
+        verdict = self.template_verdict
+        broken = verdict is not None and verdict.startswith(TEMPLATE_BROKEN)
+        return verdict.removeprefix(TEMPLATE_BROKEN) if verdict is not None and broken else None
 
 
 @dataclass(frozen=True, slots=True)

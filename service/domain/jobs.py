@@ -82,6 +82,7 @@ class ImportSpec:
     """Bring one model into the store under `name`. Exactly one of `path`, `digest` and `files` is set.
 
     What is no current GGUF file (a checkpoint, a split or an old file) is converted on the way, floats to `convert_to`.
+    Links in a folder may lead to the folders `within` alone; to anywhere where there are none.
     """
 
     name: str  # canonical reference as asked for
@@ -90,6 +91,7 @@ class ImportSpec:
     files: tuple[NamedBlob, ...] = ()  # the files of a checkpoint, already uploaded
     convert_to: str | None = None  # "F32", "F16" or "BF16"; None: F16, or BF16 where the checkpoint is in BF16
     adopt: Adoption = Adoption.COPY
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,15 @@ class RemoteModel:
     levels: tuple[RemoteLevel, ...]
 
 
+# What serving takes beside the weights, roughly: caches and buffers of a small context.
+_MEMORY_SHARE = 1.2
+
+
+def fits(level: RemoteLevel, memory_bytes: int) -> bool:
+    """Whether a level can be expected to run in so much memory; 0: nothing is known of it."""
+    return memory_bytes <= 0 or level.size_bytes * _MEMORY_SHARE <= memory_bytes
+
+
 def parse_address(text: str, *, param: str = "from") -> Address:
     """Read an address as people write it. Raises InvalidParameter with the forms there are."""
     try:
@@ -276,7 +285,9 @@ def check_host_pattern(pattern: str) -> str:
     folded = pattern.lower().rstrip("/")
     if "://" not in folded:
         if not _PATTERN.fullmatch(folded) or is_ip(folded) or "." not in folded.removeprefix("*."):
-            raise ValueError("a host is a name such as hf.co or *.hf.co, or a whole origin such as http://10.0.0.2:8900")
+            raise ValueError(
+                "a host is a name such as hf.co or *.hf.co, or a whole origin such as http://10.0.0.2:8900"
+            )
         return folded
     return check_origin(folded)
 
@@ -368,6 +379,8 @@ def _hub_address(parts: Sequence[str], choice: str | None, revision: str | None)
         raise InvalidParameter("Behind the colon stands a level such as Q4_K_M, or the name of a file.")
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
         raise InvalidParameter("Behind the @ stands a branch, a tag or a commit of the repository.")
+    if choice is not None and choice.lower() == DEFAULT_TAG:
+        choice = None  # as clients of Ollama's write it
     if choice is not None:
         choice = find_label(choice) or (CHECKPOINT if choice.lower() == CHECKPOINT else choice)
     return HubAddress("/".join(parts), choice, None if revision == "main" else revision)

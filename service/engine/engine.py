@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from service.domain.errors import InternalError, InvalidParameter, PromptTooLong, QuantryError
 from service.domain.generation import Failed, GenerationEvent, GenerationRequest
@@ -139,6 +140,24 @@ class Engine:
         for choice in choices:
             self._choices[id(choice.sequence)] = choice
             self._scheduler.add(choice.sequence)
+
+    def add_adapter(self, name: str, path: Path) -> None:
+        """Load an adapter that requests may name from now on; one of that name that is there stays.
+
+        Raises LoadFailed for a file that is none, or none for this model.
+        """
+        if name not in self._adapters:
+            self._adapters[name] = Adapter(self._model, path)
+
+    def drop_adapter(self, name: str) -> None:
+        """Free an adapter; one that a request uses stays, and an unknown one is none."""
+        if any(use.name == name for choice in self._choices.values() for use in choice.request.adapters):
+            return
+        adapter = self._adapters.pop(name, None)
+        if adapter is not None:
+            # The context must not know it any more: another one may come to lie where it was.
+            use_adapters(self._context, ())
+            adapter.close()
 
     def cancel(self, request_id: int) -> None:
         """Forget a request and free its cells; no event follows. Unknown ids are ignored: it may just have ended."""

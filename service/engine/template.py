@@ -85,8 +85,8 @@ def _tojson(value: Any, indent: int | None = None, **_ignored: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def compile_template(source: str) -> tuple[jinja2.Template, frozenset[str]]:
-    """The template, and the names of the variables that it reads. Raises TemplateFailed."""
+def compile_template(source: str, *, seconds: float = RENDER_SECONDS) -> tuple[jinja2.Template, frozenset[str]]:
+    """The template, and the names of the variables that it reads; within `seconds`. Raises TemplateFailed."""
     if len(source) > _MAX_TEMPLATE_CHARACTERS:
         _refuse(f"The chat template is longer than {_MAX_TEMPLATE_CHARACTERS} characters.")
     environment = _Sandbox(
@@ -101,7 +101,7 @@ def compile_template(source: str) -> tuple[jinja2.Template, frozenset[str]]:
     }
     environment.filters["tojson"] = _tojson
     try:
-        with _time_limit(RENDER_SECONDS):
+        with _time_limit(seconds):
             parsed = environment.parse(source)
             if _depth(parsed) > _MAX_NESTING:
                 _refuse(f"The chat template is nested deeper than {_MAX_NESTING} levels.")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.domain.catalog import AdapterFacts, TensorInfo
 from service.domain.errors import InvalidModel
@@ -210,7 +209,7 @@ def _finite_f16(chunk: bytes) -> bool:
 
 
 def _finite_bf16(chunk: bytes) -> bool:
-    exponents: NDArray[np.uint16] = np.frombuffer(chunk, "<u2") & 0x7F80
+    exponents = np.frombuffer(chunk, "<u2") & np.uint16(0x7F80)
     return not bool((exponents == 0x7F80).any())
 
 

@@ -55,7 +55,7 @@ class Files:
     def of_folder(cls, folder: Path, within: tuple[Path, ...] = ()) -> Files:
         """The regular files of `folder`, symlinks followed, and the `config.json` of its folders.
 
-        With `within`, resolved paths of folders, what lies in none of them is an error. Raises InvalidModel, OSError.
+        With `within`, what lies in none of these folders is an error. Raises InvalidModel, OSError.
         """
         paths: dict[str, Path] = {}
         for count, entry in enumerate(sorted(os.scandir(folder), key=lambda entry: entry.name)):
@@ -66,10 +66,11 @@ class Files:
                 paths[entry.name] = path
             elif entry.is_dir() and (path / "config.json").is_file():
                 paths[f"{entry.name}/config.json"] = path / "config.json"
-        if within:
+        bounds = [bound.resolve() for bound in within]
+        if bounds:
             for name, path in paths.items():
                 real = path.resolve()
-                if not any(real.is_relative_to(bound) for bound in within):
+                if not any(real.is_relative_to(bound) for bound in bounds):
                     raise InvalidModel(
                         f"{name[:80]!a} is a link to somewhere outside of the folders that may be imported from; "
                         "put the file itself there."

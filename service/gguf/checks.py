@@ -29,6 +29,8 @@ _ALWAYS_F32 = re.compile(
 )
 # Mixtures of experts that llama.cpp has no plain form of.
 _ALWAYS_EXPERTS = frozenset({"bailingmoe2", "glm4moe", "grovemoe", "lfm2moe", "llada-moe", "smallthinker"})
+# Architectures without attention, which may have no heads; the others divide by their number.
+_RECURRENT = frozenset({"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})
 # Architectures whose rotary embedding is always cut into sections, one for each kind of position.
 _ALWAYS_SECTIONS = frozenset(
     {"paddleocr", "qwen2vl", "qwen35", "qwen35moe", "qwen3tts", "qwen3vl", "qwen3vlmoe", "qwen4exp"}
@@ -177,6 +179,8 @@ def _check_heads(header: Header) -> None:
             raise InvalidModel(
                 f"{arch}: {count} attention heads in layer {layer} cannot share {kv_count} key-value heads."
             )
+    if arch not in _RECURRENT and not any(heads):
+        raise InvalidModel(f"{arch}.attention.head_count is 0 or missing; convert the model again.")
     # Layers without attention (recurrent, skipped) rightly have no heads; layers with query or key weights need them.
     for tensor in header.tensors:
         found = _ATTENTION.fullmatch(tensor.name)

@@ -18,7 +18,7 @@ from service.gguf.architectures.rules import Layout, Weights, apply, first_rows
 from service.gguf.card import card_fields
 from service.gguf.checkpoints import Files, open_tensors
 from service.gguf.fields import Field
-from service.gguf.packed import unpacked
+from service.gguf.packed import unpacked, with_quantization
 from service.gguf.vocabulary import Vocabulary, read_vocabulary
 from service.gguf.writing import Plan
 
@@ -31,7 +31,7 @@ _ALWAYS_F32 = ("position_embd.weight", "token_types.weight")
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A checkpoint ready to be written. `description` says what it was, for its lineage; `packing` how it was packed."""
+    """A checkpoint ready to be written. `description` says what it was, `packing` how its weights were quantized."""
 
     plan: Plan
     convert_to: str
@@ -52,7 +52,7 @@ def prepare(files: Files, convert_to: str | None, name: str) -> Conversion:
         raise InvalidModel("The checkpoint has no config.json; download it with all of its files.")
     config = Config(values)
     layout = layout_of(config, files)
-    tensors, packing = unpacked(open_tensors(files), values)
+    tensors, packing = unpacked(open_tensors(files), with_quantization(values, files))
     weights = apply(layout, tensors)
     vocabulary = read_vocabulary(files, layout.architecture, layout.vocabulary)
     weights = _fitted(layout, weights, vocabulary)
@@ -132,10 +132,7 @@ def size_label(weights: Sequence[Weights]) -> str:
 
 
 def _rounded(count: int) -> str:
-    for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
-        if count >= unit:
-            break
-    else:
-        unit, letter = 1000, "K"
+    units = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+    unit, letter = next((each for each in units if count >= each[0]), units[-1])
     size = count / unit
     return f"{size:.1f}{letter}" if size < 9.95 else f"{size:.0f}{letter}"

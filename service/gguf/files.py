@@ -78,7 +78,8 @@ UNKNOWN_LABEL = "UNKNOWN"
 def read_header(path: Path, check: Callable[[Header], object] = check_model) -> Header:
     """Read and validate the header of a GGUF file, and check that all of its tensor data is there.
 
-    `check` looks at what the pairs and tensors mean: those of a model, unless told otherwise. Raises InvalidModel, and nothing else, for whatever the file may be.
+    `check` looks at what the pairs and tensors mean: those of a model, unless told otherwise. Raises InvalidModel, and
+    nothing else, for whatever the file may be.
     """
     try:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.

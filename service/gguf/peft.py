@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain.errors import InvalidModel
-from service.gguf.adapters import ADAPTER_TYPE, ALPHA, EMBEDDING, OUTPUT
+from service.gguf.adapted import module_name, rules_by_module
+from service.gguf.adapters import ADAPTER_TYPE, ALPHA, EMBEDDING
+from service.gguf.architectures.rules import Rule, Weights
 from service.gguf.checkpoints import PICKLES, Files, Tensor, open_tensors
-from service.gguf.checks import per_layer
 from service.gguf.header import Header
 
 CONFIG = "adapter_config.json"
@@ -31,23 +32,6 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.default)?(?P<weight>\.weight)?"
 )
 _PREFIX = re.compile(r"^(?:base_model\.model\.)?")
-_LAYER = re.compile(r"(?:model\.|language_model\.)*layers\.(?P<layer>\d{1,4})\.(?P<module>.+)")
-_MODULES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.qkv_proj": "attn_qkv",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate_up_proj": "ffn_up",
-}
-_SHARED = {"model.embed_tokens": EMBEDDING, "embed_tokens": EMBEDDING, "lm_head": OUTPUT}
-# Architectures whose modules have these names, in files that convert_hf_to_gguf.py or service/gguf/convert.py writes.
-_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"})
-# Those whose query and key rows are put into another order there: pairs of a rotation lie side by side.
-_PERMUTED = frozenset({"llama"})
 # Ways to begin the training that change the base model itself.
 _CHANGES_BASE = ("pissa", "olora", "corda")
 _UNSUPPORTED_KINDS = {
@@ -93,7 +77,7 @@ def convert_adapter(files: Files, base: Header, target: Path, progress: Callable
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(ADAPTER_TYPE, "lora")
     writer.add_float32(ALPHA, config.alpha)
-    for name, (_, a, b) in found.items():
+    for name, (_, _, a, b) in found.items():
         for side, shape in (("a", _written_shape(name, a)), ("b", b.shape)):
             writer.add_tensor_info(
                 f"{name}.lora_{side}", shape, np.dtype(np.float32), 4 * math.prod(shape), raw_dtype=None
@@ -101,12 +85,12 @@ def convert_adapter(files: Files, base: Header, target: Path, progress: Callable
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for count, (name, (module, a, b)) in enumerate(found.items(), start=1):
+    for count, (name, (module, rule, a, b)) in enumerate(found.items(), start=1):
         rank = b.shape[1]
         # llama.cpp takes alpha / rank for every pair; what differs from it goes into B.
         factor = config.scale(module, rank) / (config.alpha / rank)
         writer.write_tensor_data(np.ascontiguousarray(_values(a).T if name == EMBEDDING else _values(a)))
-        rows = _arranged(_values(b), name, base)
+        rows = _arranged(b, rule)
         writer.write_tensor_data(np.ascontiguousarray(rows if factor == 1 else rows * np.float32(factor)))
         progress(count / len(found))
     writer.close()
@@ -173,13 +157,9 @@ def _matching(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     return default
 
 
-def _factors(tensors: Mapping[str, Tensor], base: Header) -> dict[str, tuple[str, Tensor, Tensor]]:
-    """By the base's name of the weights: the module's own name, A and B."""
-    if base.architecture not in _ARCHITECTURES:
-        raise InvalidModel(
-            f"PEFT adapters of {base.architecture} models are not converted here; convert it with llama.cpp's "
-            "convert_lora_to_gguf.py, and add the GGUF file."
-        )
+def _factors(tensors: Mapping[str, Tensor], base: Header) -> dict[str, tuple[str, Rule, Tensor, Tensor]]:
+    """By the base's name of the weights, in its order: the module's own name, its rule, A and B."""
+    rules = rules_by_module(base)
     sides: dict[str, dict[str, Tensor]] = {}
     modules = {}
     for full, tensor in tensors.items():
@@ -194,8 +174,15 @@ def _factors(tensors: Mapping[str, Tensor], base: Header) -> dict[str, tuple[str
             )
         if len(tensor.shape) != 2 or not all(tensor.shape):
             raise InvalidModel(f"The tensor {full[:120]!a} of the adapter is no matrix; it is corrupt, get it again.")
-        target = _target(part["module"])
-        modules[target] = part["module"]
+        rule = rules.get(module_name(part["module"]) or "")
+        if rule is None:
+            raise InvalidModel(
+                f"The adapter changes the module {part['module'][:120]!a}, which is not known of {base.architecture} "
+                f"models here. {_MERGE}",
+                param="model",
+            )
+        target = rule.target
+        modules[target] = (part["module"], rule)
         sides.setdefault(target, {})[part["side"]] = tensor
     if not sides:
         raise InvalidModel("The adapter has no factors of low-rank products; get it again.")
@@ -205,21 +192,10 @@ def _factors(tensors: Mapping[str, Tensor], base: Header) -> dict[str, tuple[str
         pair = sides[target]
         if len(pair) != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
             raise InvalidModel(
-                f"The factors for {modules[target][:120]!a} do not belong together; get the adapter again."
+                f"The factors for {modules[target][0][:120]!a} do not belong together; get the adapter again."
             )
-        found[target] = (modules[target], pair["A"], pair["B"])
+        found[target] = (*modules[target], pair["A"], pair["B"])
     return found
-
-
-def _target(module: str) -> str:
-    """The name that GGUF has for the weights of a module."""
-    if module in _SHARED:
-        return _SHARED[module]
-    found = _LAYER.fullmatch(module)
-    name = None if found is None else _MODULES.get(found["module"])
-    if found is None or name is None:
-        raise InvalidModel(f"The adapter changes the module {module[:120]!a}, which is not known here. {_MERGE}")
-    return f"blk.{int(found['layer'])}.{name}.weight"
 
 
 def _written_shape(name: str, a: Tensor) -> tuple[int, ...]:
@@ -233,16 +209,16 @@ def _values(tensor: Tensor) -> NDArray[np.float32]:
     return values
 
 
-def _arranged(rows: NDArray[np.float32], name: str, base: Header) -> NDArray[np.float32]:
-    """B with its rows in the order of the base's own: llama.cpp has the two halves of a head's rows interleaved."""
-    if base.architecture not in _PERMUTED or not name.endswith((".attn_q.weight", ".attn_k.weight")):
+def _arranged(b: Tensor, rule: Rule) -> NDArray[np.float32]:
+    """B with its rows in the order that those of the weights have in GGUF."""
+    rows = _values(b)
+    if rule.change is None:
         return rows
-    heads = per_layer(base, "attention.head_count")
-    if name.endswith(".attn_k.weight"):
-        heads = per_layer(base, "attention.head_count_kv") or heads
-    layer = int(name.split(".")[1])
-    count = heads[layer] if layer < len(heads) else 0
-    if count < 1 or rows.shape[0] % (2 * count):
-        raise InvalidModel(f"The factors for {name!a} do not fit the {count} heads of the model.", param="model")
-    halves = rows.reshape(count, 2, rows.shape[0] // count // 2, rows.shape[1])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
+    if rows.shape[0] != rule.shape[0]:
+        raise InvalidModel(
+            f"The factors for {rule.target!a} have {rows.shape[0]} rows, and the model's weights {rule.shape[0]}; name "
+            "the model that it was trained on.",
+            param="model",
+        )
+    changed = rule.change(Weights(rule.target, rows.shape, lambda start, stop: rows[start:stop]))
+    return changed.read(0, changed.rows)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.domain.catalog import TensorInfo
 from service.domain.errors import InvalidModel
@@ -44,7 +45,7 @@ class Plan:
         for weights, kind in tensors:
             if len(weights.name.encode()) > MAX_TENSOR_NAME_BYTES:
                 raise InvalidModel(f"The tensor name {weights.name[:80]!a} is longer than GGUF allows.")
-            infos.append(TensorInfo(weights.name, kind, weights.shape[::-1], weights.weights * FLOAT_BYTES[kind]))
+            infos.append(TensorInfo(weights.name, weights.shape[::-1], kind, weights.weights * FLOAT_BYTES[kind]))
         self._tensors = tuple(tensors)
         self._header = header_bytes([pair(field.key, field.type, field.value) for field in fields], infos)
         self.size_bytes = len(self._header) + sum(padded(info.size_bytes, DEFAULT_ALIGNMENT) for info in infos)
@@ -97,4 +98,5 @@ def encoded(rows: Floats, kind: str, name: str) -> memoryview:
                 )
             return halves.data
     bits = rows.view("<u4")
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2").data
+    upper: NDArray[np.uint16] = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    return upper.data

@@ -142,7 +142,7 @@ def death(kind: JobKind, status: int, assertion: str | None) -> QuantryError:
         return DiskFull("The file grew past its expected size and was stopped; free some space and start again.")
     if name in _CRASHES:
         how = f"{name}, {assertion}" if assertion else name
-        if kind in (JobKind.IMPORT, JobKind.ADAPTER):
+        if kind in (JobKind.IMPORT, JobKind.ADAPTER, JobKind.BUNDLE):
             return InvalidModel(
                 f"llama.cpp crashed reading it: {how}. The file is damaged or made for another llama.cpp; nothing was "
                 "stored."

@@ -1,4 +1,4 @@
-"""The steps of an import, in the job's child: copy while hashing, check, plan every level, load.
+"""The steps of an import, in the job's child: copy while hashing or convert, check, plan every level, load.
 
 The header is checked before the copy as well: a file of 40 GB that is none should not be copied first.
 """
@@ -19,6 +19,8 @@ from service.domain.names import parse_ref
 from service.domain.quants import QUANTIZATIONS
 from service.gguf.files import facts, read_header
 from service.gguf.header import Header
+from service.gguf.legacy import is_legacy
+from service.jobs.intake import Kind, Source, Taken, is_piece, make_gguf, what_is, whole_file
 from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
 from service.jobs.messages import ImportTask, Made
 from service.jobs.outbox import Outbox
@@ -31,20 +33,60 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 def import_file(task: ImportTask, outbox: Outbox) -> None:
-    """Do the task and send one `Made`. Raises InvalidModel, LabelMismatch, InvalidParameter, OSError."""
+    """Do the task and send one `Made`. Raises InvalidModel, LabelMismatch, InvalidParameter, DiskFull, OSError."""
     started_at = time.monotonic()
-    source = Path(task.source)
-    step = 0
-    if task.digest is None:
-        path = Path(task.target)
-        digest, size_bytes = _copy(source, path, task, outbox)
-        step += 1
+    source: Source = task.files or Path(task.source)
+    taken: Taken | None = None
+    step = 1
+    path = Path(task.target)
+    if _kind(source, task) is not Kind.GGUF:
+        taken = _make(source, task, outbox)
+        digest, size_bytes = taken.digest, taken.size_bytes
+    elif task.digest is None:
+        digest, size_bytes = _copy(whole_file(source), path, task, outbox)
     else:
-        path, digest, size_bytes = source, task.digest, source.stat().st_size
+        step = 0
+        path, digest = Path(task.source), task.digest
+        size_bytes = path.stat().st_size
         limit_memory(size_bytes)
     file = examine(path, digest, size_bytes, task.name, step, outbox)
-    duration = time.monotonic() - started_at
-    outbox.send(Made(step + EXAMINE_STEPS - 1, replace(file, duration_seconds=duration), build().name))
+    made = Made(
+        step + EXAMINE_STEPS - 1,
+        replace(file, duration_seconds=time.monotonic() - started_at),
+        build().name,
+        converted_from=None if taken is None else taken.converted_from,
+        lossy_source=taken is not None and taken.lossy_source,
+    )
+    outbox.send(made)
+
+
+def _kind(source: Source, task: ImportTask) -> Kind:
+    """As `what_is`, but one file that is none of a model is left to what reads it next, which says so."""
+    if not isinstance(source, Path) or source.is_dir():
+        return what_is(source, tuple(map(Path, task.within)))
+    if is_legacy(source):
+        return Kind.LEGACY
+    # An upload lies alone, whatever it is a piece of.
+    return Kind.SPLIT if task.digest is None and is_piece(source) else Kind.GGUF
+
+
+def _make(source: Source, task: ImportTask, outbox: Outbox) -> Taken:
+    """Convert, join or upgrade, as step 0. Memory is limited afterwards as for a copy."""
+    limit_memory(0)
+    within = tuple(map(Path, task.within))
+    try:
+        taken = make_gguf(
+            source,
+            Path(task.target),
+            task.convert_to,
+            lambda fraction, detail: outbox.progress(0, fraction, detail),
+            name=task.name,
+            within=within,
+        )
+    finally:
+        lift_memory_limit()
+    limit_memory(taken.size_bytes)
+    return taken
 
 
 EXAMINE_STEPS = 3
@@ -62,8 +104,8 @@ def examine(path: Path, digest: str, size_bytes: int, name: str, step: int, outb
     plans = _plan(path, header, step + 1, outbox)
     outbox.progress(step + 2, 0.0)
     lift_memory_limit()
-    smoke_check(path, size_bytes)
-    return MadeFile(str(path), digest, size_bytes, found, plans)
+    verdict = smoke_check(path, size_bytes)
+    return MadeFile(str(path), digest, size_bytes, replace(found, template_verdict=verdict), plans)
 
 
 def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple[str, int]:

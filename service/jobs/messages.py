@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from service.domain.catalog import AdapterFacts, LevelPlan, Lineage, RemoteOrigin
+from service.domain.catalog import AdapterFacts, LevelPlan, RemoteOrigin
 from service.domain.evaluation import Card, SearchReport, Target
 from service.domain.importance import ImportanceFacts
 from service.domain.jobs import Adoption, MadeFile
@@ -28,8 +28,8 @@ class ImportTask(msgspec.Struct, frozen=True, tag="import"):
     """Validate and plan one model. With `digest` the file is a blob, used in place where it is a current GGUF file.
 
     Otherwise a GGUF file is left at `target`: copied, or converted from the file or folder `source`, or from `files`,
-    floats to `convert_to`. `adopt` as in `ImportSpec`. `name` is the reference asked for; `niceness` is the scheduling
-    priority of the child, 19 the lowest.
+    floats to `convert_to`. `adopt` and `within` as in `ImportSpec`. `name` is the reference asked for; `niceness` is
+    the scheduling priority of the child, 19 the lowest.
     """
 
     source: str
@@ -40,12 +40,16 @@ class ImportTask(msgspec.Struct, frozen=True, tag="import"):
     files: tuple[NamedPath, ...] = ()
     convert_to: str | None = None
     adopt: Adoption = Adoption.COPY
+    within: tuple[str, ...] = ()
 
 
 class PullTask(msgspec.Struct, frozen=True, tag="pull"):
     """Fetch the model at the address `source` by way of `folder`, where what came earlier may lie; then as an import.
 
-    `folder` outlives the task, so that a later one goes on where it ended; the GGUF file is left at `target`.
+    `folder` outlives the task, so that a later one goes on where it ended; the GGUF file is left at `target`, unless
+    it is in the folder `blobs` already, and not one of those that are `damaged` (digests). Where the address names no
+    level, the recommended one for `memory_bytes` is taken. No file may take more than `room_bytes`.
+    `niceness` holds while it fetches.
     """
 
     source: str
@@ -55,6 +59,10 @@ class PullTask(msgspec.Struct, frozen=True, tag="pull"):
     access: RemoteAccess
     niceness: int
     convert_to: str | None = None
+    blobs: str = ""
+    damaged: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    room_bytes: int = 1 << 50
 
 
 class AdapterTask(msgspec.Struct, frozen=True, tag="adapter"):
@@ -76,12 +84,30 @@ class AdapterTask(msgspec.Struct, frozen=True, tag="adapter"):
     within: tuple[str, ...] = ()
 
 
+class BundlePart(msgspec.Struct, frozen=True):
+    """A GGUF file in the archive of a `BundleTask`, from byte `offset` on, to be left at `target`.
+
+    With `stored`, the path of a blob, that is only looked at. `name` is the reference that it is to have.
+    """
+
+    name: str
+    digest: str
+    size_bytes: int
+    offset: int
+    target: str
+    stored: str = ""
+
+
 class BundleTask(msgspec.Struct, frozen=True, tag="bundle"):
-    """Take the variants out of the tar file `source`, each into a file in `folder`, whose names begin with `prefix`."""
+    """Take files out of the tar file `source`, each checked as an import is: one `Made` for each part, by its number.
+
+    `archive_bytes` and `modified_ns` (since the epoch) say how the archive looked when the parts were found in it.
+    """
 
     source: str
-    folder: str
-    prefix: str
+    archive_bytes: int
+    modified_ns: int
+    parts: tuple[BundlePart, ...]
     niceness: int
 
 
@@ -242,17 +268,6 @@ class AdapterMade(msgspec.Struct, frozen=True, tag="adapter-made"):
     facts: AdapterFacts
 
 
-class Unpacked(msgspec.Struct, frozen=True, tag="unpacked"):
-    """Step number `step` has left a variant of a bundle, checked like an import, that was called `tag` there."""
-
-    step: int
-    file: MadeFile
-    llama_build: str
-    model: str
-    tag: str
-    lineage: Lineage
-
-
 class Verified(msgspec.Struct, frozen=True, tag="verified"):
     """These blobs have been read. All steps up to number `step` are done by it; -1: none yet."""
 
@@ -297,5 +312,5 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Everything asked for is made."""
 
 
-Outcome = Made | Calibrated | Evaluated | Planned | AdapterMade | Unpacked | Verified
+Outcome = Made | Calibrated | Evaluated | Planned | AdapterMade | Verified
 Message = Progress | Outcome | Failed | Done

@@ -14,7 +14,7 @@ transaction. Order is the order of `seq`: wall clocks jump. Knows no process and
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, delete, func, insert, select, update
@@ -27,12 +27,13 @@ from service.domain.jobs import (
     Job,
     JobError,
     JobEvent,
+    JobKind,
     JobSpec,
     JobStatus,
     Step,
 )
 from service.jobs.rows import from_snapshot, job_of, rested, to_snapshot, undone
-from service.jobs.specs import digests_of, kind_of, spec_key
+from service.jobs.specs import digests_of, kind_of, source_of, spec_key
 from service.store.database import now, read, to_json, write
 from service.store.tables import EventKind, job_events, jobs
 
@@ -72,14 +73,18 @@ class JobQueue:
         with read(self._engine) as connection:
             return _active(connection, spec_key(spec))
 
-    def claim(self) -> Job | None:
-        """Take the job that has waited longest, now running; None when none waits."""
+    def claim(self, kinds: Collection[JobKind] = tuple(JobKind)) -> Job | None:
+        """Take the job of these kinds that has waited longest, now running; None when none waits.
+
+        A pull waits while another one fetches from the same address: what that one brings need not come again.
+        """
+        waiting = select(jobs).where(jobs.c.status == JobStatus.QUEUED, jobs.c.kind.in_(list(kinds)))
         with write(self._engine) as connection:
-            waiting = select(jobs.c.id).where(jobs.c.status == JobStatus.QUEUED).order_by(jobs.c.seq).limit(1)
-            job_id = connection.scalar(waiting)
-            if job_id is None:
-                return None
-            return _move(connection, job_id, JobStatus.RUNNING, started_at=now())
+            fetched = _fetched_from(connection) if JobKind.PULL in kinds else frozenset()
+            for row in connection.execute(waiting.order_by(jobs.c.seq)).mappings():
+                if row["kind"] != JobKind.PULL or source_of(job_of(row).spec) not in fetched:
+                    return _move(connection, row["id"], JobStatus.RUNNING, started_at=now())
+        return None
 
     def update_progress(
         self,
@@ -239,6 +244,12 @@ class JobQueue:
             specs = [job_of(row).spec for row in rows]
         return frozenset(digest for spec in specs for digest in digests_of(spec))
 
+    def has_active(self, kinds: Collection[JobKind] = tuple(JobKind)) -> bool:
+        """Whether a job of these kinds is queued or running."""
+        active = select(jobs.c.id).where(jobs.c.status.in_(_ACTIVE), jobs.c.kind.in_(list(kinds))).limit(1)
+        with read(self._engine) as connection:
+            return connection.scalar(active) is not None
+
     def waiting(self) -> int:
         """How many jobs are queued."""
         with read(self._engine) as connection:
@@ -295,6 +306,12 @@ def _active(connection: Connection, key: str) -> Job | None:
     query = select(jobs).where(jobs.c.spec_key == key, jobs.c.status.in_(_ACTIVE))
     row = connection.execute(query).mappings().first()
     return None if row is None else job_of(row)
+
+
+def _fetched_from(connection: Connection) -> frozenset[str | None]:
+    """The addresses of the pulls that run."""
+    query = select(jobs).where(jobs.c.status == JobStatus.RUNNING, jobs.c.kind == JobKind.PULL)
+    return frozenset(source_of(job_of(row).spec) for row in connection.execute(query).mappings())
 
 
 def _count_queued(connection: Connection) -> int:

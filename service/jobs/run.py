@@ -22,6 +22,7 @@ from service.domain.jobs import Job, Step
 from service.frames import BadFrame
 from service.jobs.assignments import assign
 from service.jobs.assignments.bench import CHECKPOINT, Assignment, Bench
+from service.jobs.assignments.pull import FETCH
 from service.jobs.child import Child, death
 from service.jobs.events import Followers
 from service.jobs.making_way import make_way
@@ -75,6 +76,11 @@ class Run:
         self._stored_at = 0.0
         self._published_at = 0.0
 
+    @property
+    def assignment(self) -> Assignment | None:
+        """What the run has to do; None before that is known."""
+        return self._assignment
+
     def result(self) -> tuple[str, ...]:
         """What is there by now, also where the job is not done."""
         return self.job.result if self._assignment is None else self._assignment.result()
@@ -124,7 +130,7 @@ class Run:
             raise Halted
         assert assignment.task is not None
         child = self.child = await Child.start(self._options.argv, assignment.task)
-        making_way = asyncio.create_task(make_way(child, self._options.is_serving))
+        making_way = asyncio.create_task(make_way(child, self._is_in_the_way))
         try:
             if self._is_halted():  # it came while the child was being started
                 await child.terminate()
@@ -196,6 +202,11 @@ class Run:
         elif moment - self._published_at >= _PUBLISH_EVERY_SECONDS:
             self._published_at = moment
             self._followers.fresh(self.job)
+
+    def _is_in_the_way(self) -> bool:
+        """Whether inference goes on that the child slows down: while it fetches it waits for the network."""
+        fetches = any(step.name == FETCH and step.progress < 1.0 for step in self.steps())
+        return not fetches and self._options.is_serving()
 
     def _is_halted(self) -> bool:
         return self.halt is not None

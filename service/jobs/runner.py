@@ -13,14 +13,14 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from service.children import child_argv
 from service.domain.catalog import LevelPlan, Variant
-from service.domain.errors import InternalError, InvalidModel, QuantryError, ShuttingDown
+from service.domain.errors import BlobCorrupt, InternalError, InvalidModel, QuantryError, ShuttingDown
 from service.domain.jobs import (
     AdapterSpec,
     BudgetSpec,
@@ -39,15 +39,20 @@ from service.domain.jobs import (
     VerifySpec,
 )
 from service.domain.recipes import Recipe, check
+from service.domain.remote import RemoteAccess
 from service.domain.steps_back import LADDER
 from service.jobs.admission import has_importance, is_stock, recipe_of
 from service.jobs.assignments.bench import Bench
 from service.jobs.assignments.imports import discard_refused_upload
+from service.jobs.assignments.verify import VerifyAssignment
 from service.jobs.events import Followers
+from service.jobs.lanes import Lane, kinds_in, lane_of
+from service.jobs.mending import remedy_for
 from service.jobs.planning import Planner
 from service.jobs.queue import JobQueue
 from service.jobs.run import Halt, Halted, Run, RunOptions
 from service.jobs.submission import canonical, enqueue, in_order
+from service.store import care
 from service.store.stores import Stores
 
 _LOOK_AGAIN_SECONDS = 15.0
@@ -64,10 +69,13 @@ _log = structlog.get_logger("jobs")
 class RunnerOptions:
     """`threads` 0: all cores. A child silent for `stall_seconds` is killed: one tensor never takes that long.
 
-    While `is_serving` says so, jobs make way.
+    `concurrency` jobs run at a time, and beside them `pulls` pulls and one job that reads blobs again. While
+    `is_serving` says so, jobs make way. `on_damaged` hears, from a thread, of blobs that turn out damaged.
+    Pulls fetch with `access`, and take what fits `memory_bytes` where nobody says which level (0: nothing is known).
     """
 
     concurrency: int = 1
+    pulls: int = 1
     argv: tuple[str, ...] = child_argv("service.jobs.steps")
     threads: int = 0
     niceness: int = 19
@@ -75,6 +83,9 @@ class RunnerOptions:
     plan_seconds: float = 120.0
     keep_ended: int = 1000  # jobs in the history
     is_serving: Callable[[], bool] = lambda: False
+    access: RemoteAccess = field(default_factory=RemoteAccess)
+    memory_bytes: int = 0
+    on_damaged: Callable[[str], None] = lambda _digest: None
 
 
 class JobRunner:
@@ -163,7 +174,11 @@ class JobRunner:
         return await self._submit(spec)
 
     async def submit_pull(self, spec: PullSpec) -> Job:
-        """Queue a pull, or find the one under way for the same address and name."""
+        """Queue a pull, or find the one under way for the same address and name. The result is the variant's name.
+
+        `name` "" is the one that goes with the address. Raises InvalidParameter and Forbidden for the address,
+        InvalidName, QueueFull, ShuttingDown; what the other server says comes with the job.
+        """
         return await self._submit(spec)
 
     async def submit_adapter(self, spec: AdapterSpec) -> Job:
@@ -175,12 +190,34 @@ class JobRunner:
         return await self._submit(spec)
 
     async def submit_bundle(self, spec: BundleSpec) -> Job:
-        """Queue taking in a bundle; the result is the names of its variants."""
+        """Queue taking in a bundle; the result is the names of its variants. Those whose bytes are there count as done.
+
+        Raises BlobNotFound, InvalidParameter, InvalidName, InvalidModel and DigestMismatch for what is no bundle,
+        NameTaken, DiskFull, QueueFull, ShuttingDown.
+        """
         return await self._submit(spec)
 
     async def submit_verify(self, spec: VerifySpec) -> Job:
-        """Queue reading blobs again; the result is the digests of those that are damaged."""
+        """Queue reading blobs again, or find the job under way for the same ones.
+
+        The result is the digests of those that are damaged, then with `repair` the ids of the jobs that mend them.
+        Raises ModelNotFound, InvalidName, BlobNotFound, QueueFull, ShuttingDown.
+        """
         return await self._submit(spec)
+
+    async def repair(self, variant: Variant) -> Job:
+        """Queue what makes or fetches a variant's blob again; where it is not known to be damaged, it is read first.
+
+        Raises BlobCorrupt with what its owner can do where there is no such way, and as the jobs for it do.
+        """
+        if not variant.corrupt and await asyncio.to_thread(self._stores.blobs.has, variant.digest):
+            return await self.submit_verify(VerifySpec(models=(variant.name,), repair=True))
+        await asyncio.to_thread(care.condemn, self._stores.catalog, self._stores.blobs, variant.digest)
+        self._options.on_damaged(variant.digest)
+        remedy = await asyncio.to_thread(remedy_for, variant.digest, self._stores)
+        if isinstance(remedy, str):
+            raise BlobCorrupt(f"{variant.name} is damaged: {remedy}.", param="model")
+        return await self._submit(remedy)
 
     async def plan(
         self, source: Variant, recipes: Sequence[Recipe], *, has_importance: bool = False
@@ -229,6 +266,8 @@ class JobRunner:
     def _bench(self, job: Job | None = None) -> Bench:
         options = self._options
         bench = Bench(self._stores, threads=options.threads, niceness=options.niceness, plan_of=self._planner.known)
+        bench.on_damaged = options.on_damaged
+        bench.access, bench.memory_bytes = options.access, options.memory_bytes
         if job is not None:
             bench.job_id, bench.done = job.id, job.result
             bench.said = {
@@ -254,6 +293,10 @@ class JobRunner:
         """How many jobs are kept in each status."""
         return await asyncio.to_thread(self._queue.counts)
 
+    async def needed_digests(self) -> frozenset[str]:
+        """The blobs that waiting and running jobs need."""
+        return await asyncio.to_thread(self._queue.active_digests)
+
     async def wait(self, job_id: str, timeout_seconds: float) -> Job:
         """The job once it has ended, or as it stands after `timeout_seconds`. Raises JobNotFound."""
         try:
@@ -278,12 +321,8 @@ class JobRunner:
         while not self._stopping:
             self._woken.clear()
             try:
-                while len(self._runs) < self._options.concurrency and not self._stopping:
-                    job = await asyncio.to_thread(self._queue.claim)
-                    if job is None:
-                        break
-                    run = self._runs[job.id] = self._run_of(job)
-                    run.task = asyncio.create_task(self._run(run), name=job.id)
+                for lane in Lane:
+                    await self._fill(lane)
             except Exception:
                 # A full disk or a locked database passes; the queue must outlive it.
                 _log.exception("no job could be claimed; trying again")
@@ -291,6 +330,16 @@ class JobRunner:
                 await asyncio.wait_for(self._woken.wait(), _LOOK_AGAIN_SECONDS)
             except TimeoutError:
                 continue
+
+    async def _fill(self, lane: Lane) -> None:
+        """Begin jobs of a lane until it is full or none waits."""
+        places = {Lane.WORK: self._options.concurrency, Lane.PULL: self._options.pulls, Lane.CARE: 1}[lane]
+        while not self._stopping and sum(lane_of(run.job.kind) is lane for run in self._runs.values()) < places:
+            job = await asyncio.to_thread(self._queue.claim, kinds_in(lane))
+            if job is None:
+                break
+            run = self._runs[job.id] = self._run_of(job)
+            run.task = asyncio.create_task(self._run(run), name=job.id)
 
     def _run_of(self, job: Job) -> Run:
         options = RunOptions(self._options.argv, self._options.stall_seconds, self._options.is_serving)
@@ -305,6 +354,8 @@ class JobRunner:
             if await asyncio.to_thread(self._queue.cancel_requested, job_id):
                 run.halt = Halt.CANCEL
             await run.execute()
+            if isinstance(run.assignment, VerifyAssignment) and run.assignment.repairs:
+                await self._mend(run.assignment)
         except Halted:
             status = JobStatus.CANCELLED if run.halt is Halt.CANCEL else JobStatus.QUEUED
         except QuantryError as problem:
@@ -323,6 +374,20 @@ class JobRunner:
             del self._runs[job_id]
             self._followers.stored(job_id)
             self._woken.set()
+
+    async def _mend(self, verified: VerifyAssignment) -> None:
+        """Have what was found damaged made or fetched again, each by a job of its own."""
+        for digest in verified.damaged:
+            remedy = await asyncio.to_thread(remedy_for, digest, self._stores)
+            if isinstance(remedy, str):
+                verified.note_remedy(digest, f"is damaged: {remedy}")
+                continue
+            try:
+                job = await self._submit(remedy)
+            except QuantryError as problem:
+                verified.note_remedy(digest, f"is damaged and cannot be mended now: {problem.message}")
+            else:
+                verified.note_remedy(digest, f"is damaged; {job.id} mends it", job.id)
 
     async def _finish(self, run: Run, status: JobStatus, error: JobError | None) -> None:
         for _ in range(_FINISH_TRIES):

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 
 from service.domain.errors import InvalidModel, LoadFailed
+from service.jobs.templates import template_verdict
 from service.llama.context import Context
 from service.llama.model import Model
 
@@ -21,10 +22,11 @@ _TOKENS = 8
 _MEMORY_SHARE = 0.7
 
 
-def smoke_check(path: Path, size_bytes: int) -> None:
+def smoke_check(path: Path, size_bytes: int) -> str | None:
     """Load the model at `path`; compute one token when memory allows. Raises InvalidModel with llama.cpp's reason.
 
-    Without the weight-repacking buffers: some machines crash in their kernels, and that is not the file's fault.
+    What is to be said of its chat template: see `FileFacts.template_verdict`. The model is loaded without the
+    weight-repacking buffers: some machines crash in their kernels, and that is not the file's fault.
     """
     try:
         model = Model(path, gpu_layers=0, use_extra_buffers=False)
@@ -35,6 +37,11 @@ def smoke_check(path: Path, size_bytes: int) -> None:
         fits = size_bytes < psutil.virtual_memory().available * _MEMORY_SHARE
         if fits and model.has_decoder and not model.has_encoder:
             _compute(model, tokens)
+        template = model.chat_template()
+        if template is None or not template.strip():
+            return None
+        bos, eos = (model.piece(token, special=True) for token in (model.bos_token, model.eos_token))
+        return template_verdict(template, bos.decode("utf-8", "replace"), eos.decode("utf-8", "replace"))
     finally:
         model.close()
 

@@ -41,6 +41,11 @@ def spec_key(spec: JobSpec) -> str:
     return hashlib.sha256(to_json((kind_of(spec), _folded(spec))).encode()).hexdigest()
 
 
+def source_of(spec: JobSpec) -> str | None:
+    """The address that a pull fetches from."""
+    return spec.source if isinstance(spec, PullSpec) else None
+
+
 def digests_of(spec: JobSpec) -> frozenset[str]:
     """Every blob that the spec names: sources, texts, importance matrices."""
     return frozenset(_DIGEST.findall(to_json(spec)))

@@ -6,6 +6,7 @@ Server process; blocks on disk and database, so the runner calls it in a thread.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +29,22 @@ from service.domain.jobs import (
     VerifySpec,
 )
 from service.domain.names import check_not_reserved, parse_digest, parse_ref
+from service.domain.remote import parse_address
 from service.domain.steps_back import LADDER, applicable, downwards
 from service.jobs.admission import canonical_levels, has_importance
 from service.jobs.assignments import assign
 from service.jobs.assignments.adapter import check_sources
 from service.jobs.assignments.bench import Bench
+from service.jobs.assignments.bundle import check_name as bundle_name
+from service.jobs.assignments.imports import MAX_FILES
 from service.jobs.assignments.quantize import plans_of
 from service.jobs.queue import JobQueue
 from service.store.catalog import Catalog
 from service.store.stores import Stores
+
+_FLOATS = ("F32", "F16", "BF16")
+# A file, or one that lies in a folder beside it ("1_Pooling/config.json"): names to look up, never to open.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+ -]{0,200}(/[A-Za-z0-9_][\w.+ -]{0,100})?", re.ASCII)
 
 
 def canonical(spec: JobSpec, stores: Stores) -> JobSpec:
@@ -47,11 +55,7 @@ def canonical(spec: JobSpec, stores: Stores) -> JobSpec:
     catalog = stores.catalog
     match spec:
         case ImportSpec():
-            if (spec.path is None) == (spec.digest is None):
-                raise InvalidParameter("Give either the path of a file on the server or the digest of an upload.")
-            ref = parse_ref(spec.name)
-            check_not_reserved(ref.flavour)
-            return replace(spec, name=ref.display)
+            return _canonical_import(spec)
         case QuantizeSpec():
             if spec.until is not None and (spec.evaluate is None or spec.evaluate.text is None):
                 raise InvalidParameter("A bound needs a text to measure on; name one in evaluate.", param="evaluate")
@@ -75,8 +79,18 @@ def canonical(spec: JobSpec, stores: Stores) -> JobSpec:
         case AdapterSpec():
             check_sources(spec)
             return replace(spec, base=_canonical_file(spec.base, catalog))
-        case PullSpec() | BundleSpec() | VerifySpec():
-            return spec
+        case VerifySpec():
+            names = dict.fromkeys(_canonical_model(name, catalog) for name in spec.models)
+            return replace(spec, models=tuple(names), digests=tuple(map(parse_digest, dict.fromkeys(spec.digests))))
+        case PullSpec():
+            address = parse_address(spec.source)
+            ref = parse_ref(spec.name or address.name)
+            check_not_reserved(ref.flavour)
+            return replace(spec, name=ref.display, source=address.display)
+        case BundleSpec():
+            if (spec.path is None) == (spec.digest is None):
+                raise InvalidParameter("Give either the path of a bundle on the server or the digest of an upload.")
+            return replace(spec, name=None if spec.name is None else bundle_name(spec.name))
 
 
 def in_order(spec: QuantizeSpec, bench: Bench) -> QuantizeSpec:
@@ -115,23 +129,54 @@ def _canonical_file(file: StoredFile, catalog: Catalog) -> StoredFile:
     return replace(file, name=catalog.resolve(file.name).name)
 
 
+def _canonical_model(name: str, catalog: Catalog) -> str:
+    """A name without a tag means all variants of its model. Raises ModelNotFound."""
+    if parse_ref(name).tag is None and (variants := catalog.variants(name)):
+        return variants[0].model.display
+    return catalog.resolve(name).name
+
+
+def _canonical_import(spec: ImportSpec) -> ImportSpec:
+    if [spec.path is None, spec.digest is None, not spec.files].count(False) != 1:
+        raise InvalidParameter("Give either a path on the server, the digest of an upload, or several files.")
+    if spec.convert_to not in (None, *_FLOATS):
+        raise InvalidParameter(f"Convert to one of {', '.join(_FLOATS)}.", param="convert_to")
+    ref = parse_ref(spec.name)
+    check_not_reserved(ref.flavour)
+    spec = replace(spec, name=ref.display)
+    if spec.convert_to is None and ref.label in _FLOATS:
+        spec = replace(spec, convert_to=ref.label)
+    if len(spec.files) == 1:
+        return replace(spec, digest=spec.files[0].digest, files=())
+    names = [file.name for file in spec.files]
+    if len(names) > MAX_FILES or len(set(names)) < len(names) or not all(map(_FILE_NAME.fullmatch, names)):
+        raise InvalidParameter(
+            f"files: give each of at most {MAX_FILES} files once, by the name it has in its checkpoint.", param="files"
+        )
+    return replace(spec, files=tuple(sorted(spec.files, key=lambda file: file.name)))
+
+
 def _check_import(spec: ImportSpec, stores: Stores) -> None:
     if spec.path is not None:
-        stores.blobs.check_space(_readable_size(Path(spec.path)))
-    elif spec.digest is not None and not stores.blobs.has(parse_digest(spec.digest)):
-        raise BlobNotFound("There is no upload with that digest; send it first.", param="digest")
+        _check_readable(Path(spec.path))
+    for digest in [spec.digest] if spec.digest is not None else [file.digest for file in spec.files]:
+        if not stores.blobs.has(parse_digest(digest)):
+            raise BlobNotFound(
+                "There is no upload with that digest; send it first.", param="files" if spec.files else "digest"
+            )
 
 
-def _readable_size(path: Path) -> int:
-    """Bytes of a file to import. One message for all that may be wrong: it tells nothing of what lies on the server."""
+def _check_readable(path: Path) -> None:
+    """One message for all that may be wrong with a path: it tells nothing of what lies on the server."""
     try:
-        status = path.stat()
-        if path.is_absolute() and stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK):
-            return status.st_size
+        mode = path.stat().st_mode
+        wanted = os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK
+        if path.is_absolute() and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and os.access(path, wanted):
+            return
     except (OSError, ValueError):
         pass
     raise InvalidParameter(
-        f"{path.name[:80]!r} is no file that the server can read; give the absolute path of a .gguf file there, or "
-        "upload it.",
+        f"{path.name[:80]!r} is no file that the server can read; give the absolute path of a .gguf file there, or of "
+        "the folder of a checkpoint, or upload it.",
         param="path",
     )

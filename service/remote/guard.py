@@ -157,7 +157,8 @@ class Network:
             finally:
                 with _as_dropped():
                     response.close()
-        raise RemoteFailed(f"{shown(place.host)} sends on more than {MAX_REDIRECTS} times.")
+        host = "" if first is None else shown(first.host)
+        raise RemoteFailed(f"{host} sends on more than {MAX_REDIRECTS} times.")
 
     def json(self, url: str, kind: Any, *, limit_bytes: int = MAX_JSON_BYTES) -> Any:
         """A JSON document as `kind`, and no errors' text. Raises as `get` does; NotOk for a status that is no 200."""
@@ -265,7 +266,13 @@ def _as_dropped() -> Iterator[None]:
         yield
     except (httpcore.TimeoutException, TimeoutError):
         raise Dropped("it does not answer") from None
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol, ssl.SSLError, OSError) as error:
+    except (
+        httpcore.NetworkError,
+        httpcore.ProtocolError,
+        httpcore.UnsupportedProtocol,
+        ssl.SSLError,
+        OSError,
+    ) as error:
         raise Dropped(_reason(error)) from error
 
 

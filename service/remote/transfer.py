@@ -20,11 +20,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from service.domain.errors import DigestMismatch, DiskFull, InvalidModel, ModelNotFound, RemoteFailed, RemoteRefused
-from service.domain.remote import RemoteFile, admit, shown
+from service.domain.remote import RemoteFile, shown
 from service.remote.guard import Answer, Dropped, Network
 from service.remote.patience import BUSY, Limiter, Patience, gave_up
 from service.remote.ranges import Ranges
@@ -35,6 +36,7 @@ _LOOK_EVERY_SECONDS = 0.05
 _LEAST_PIECE_BYTES = 1024 * 1024
 _LARGEST_PIECE_BYTES = 64 * 1024 * 1024
 _FRESH_STARTS = 3
+_JOIN_SECONDS = 1.0
 # A connection that brings less than this in `stall_seconds` is as good as dead.
 _LEAST_BYTES = 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -121,7 +123,9 @@ class _Transfer:
         self._size = file.size_bytes
         self._validator: str | None = None
         self._done = Ranges()
-        self._taken = Ranges()
+        self._pieces: list[_Piece] = []  # under way
+        self._stream_number = 0  # counts the times that the whole file began to come
+        self._hashed_of = 0  # the stream that is hashed
         self._is_settled = False  # whether it is known how the server sends, and how much
         self._ended = False  # a stream of unknown length has come to its end
         self._problem: BaseException | None = None
@@ -151,13 +155,14 @@ class _Transfer:
             if flags != os.O_RDONLY:
                 os.ftruncate(self._descriptor, size)
                 self._save()
+            self._progress(size, size)
             return Fetched(self._checked(), size)
         except DigestMismatch:
             forget(self._path)
             raise
         finally:
-            self._stop(threads)
-            os.close(self._descriptor)
+            if self._stop(threads):
+                os.close(self._descriptor)
 
     # --- the main thread -----------------------------------------------------------------------------------------
 
@@ -177,7 +182,7 @@ class _Transfer:
                 raise problem
             if self._is_whole():
                 return
-            if not any(thread.is_alive() for thread in threads) and not self._has_work():
+            if not any(thread.is_alive() for thread in threads) and not self._has_failed():
                 return
             if settled and self._by_ranges and len(threads) < self._pace.connections:
                 if size is not None:
@@ -188,7 +193,7 @@ class _Transfer:
                 self._save_what_can_be()
                 saved_at = time.monotonic()
 
-    def _has_work(self) -> bool:
+    def _has_failed(self) -> bool:
         with self._lock:
             return self._problem is not None
 
@@ -197,18 +202,22 @@ class _Transfer:
         threads.append(thread)
         thread.start()
 
-    def _stop(self, threads: list[threading.Thread]) -> None:
+    def _stop(self, threads: list[threading.Thread]) -> bool:
+        """End the connections; whether all have ended. One that hangs writes no more when it comes back."""
         with self._lock:
             self._stopping = True
             self._lock.notify_all()
         for thread in threads:
-            thread.join(self._pace.stall_seconds + 5.0)
+            thread.join(_JOIN_SECONDS)
+        return not any(thread.is_alive() for thread in threads)
 
     def _hash(self) -> None:
         """Hash what is there without a gap. Raises InvalidModel when it does not begin as it should."""
         while True:
             with self._lock:
-                front = self._done.front
+                front, number = self._done.front, self._stream_number
+            if number != self._hashed_of:
+                self._hasher, self._hashed, self._hashed_of = hashlib.sha256(), 0, number
             if self._hashed >= front:
                 return
             chunk = os.pread(self._descriptor, min(_CHUNK_BYTES, front - self._hashed), self._hashed)
@@ -255,7 +264,9 @@ class _Transfer:
             forget(self._path)
             return
         knows = self._file.digest is not None or self._file.git_oid is not None or state.validator is not None
-        fits = self._size in (None, state.size) and all(0 <= a <= b <= min(length, state.size or 0) for a, b in state.done)
+        fits = self._size in (None, state.size) and all(
+            0 <= a <= b <= min(length, state.size or 0) for a, b in state.done
+        )
         if state.what != self._what or not knows or not fits or state.size is None or not self._by_ranges:
             forget(self._path)
             return
@@ -270,7 +281,7 @@ class _Transfer:
         with self._lock:
             state = _State(self._what, self._size, self._validator, self._done.listed())
         # Bytes first: what is said to be there must be there after a power cut as well.
-        os.fsync(self._descriptor)
+        os.fdatasync(self._descriptor)
         temp = _sidecar(self._path).with_suffix(".new")
         temp.write_bytes(msgspec.json.encode(state))
         temp.replace(_sidecar(self._path))
@@ -303,7 +314,10 @@ class _Transfer:
         try:
             while (piece := self._take()) is not None:
                 self._insist(piece)
-        except BaseException as problem:  # noqa: BLE001  (the main thread raises it)
+                with self._lock:
+                    self._pieces.remove(piece)
+                    self._lock.notify_all()
+        except BaseException as problem:
             with self._lock:
                 self._problem = self._problem or problem
                 self._lock.notify_all()
@@ -314,16 +328,18 @@ class _Transfer:
             if self._stopping or self._problem is not None or self._ended:
                 return None
             if not self._by_ranges or self._size is None:
-                if self._taken.total:
+                if self._pieces:
                     return None
-                self._taken.add(0, 1)
-                return _Piece(0, self._largest())
-            both = Ranges([*self._done.listed(), *self._taken.listed()])
-            for start, stop in both.missing(self._size):
-                stop = min(stop, start + self._largest())
-                self._taken.add(start, stop)
-                return _Piece(start, stop)
-            return None
+                piece = _Piece(0, self._largest())
+            else:
+                both = Ranges([*self._done.listed(), *((other.at, other.stop) for other in self._pieces)])
+                missing = both.missing(self._size)
+                if not missing:
+                    return None
+                start, stop = missing[0]
+                piece = _Piece(start, min(stop, start + self._largest()))
+            self._pieces.append(piece)
+            return piece
 
     def _largest(self) -> int:
         if self._pace.piece_bytes is not None:
@@ -383,12 +399,7 @@ class _Transfer:
             if changed:
                 raise _StartAnew
             self._size, self._validator, self._is_settled = size, answer.validator, True
-            if piece.stop > last + 1:  # fewer than asked for: the rest is someone's next piece
-                self._taken = Ranges([(a, b) for a, b in self._taken.listed() if b <= piece.at or a > last])
-                self._taken.add(piece.at, last + 1)
-                piece.stop = last + 1
-            else:
-                self._taken.add(piece.at, piece.stop)
+            piece.stop = min(piece.stop, last + 1)  # fewer than asked for: the rest is a piece of its own
             self._lock.notify_all()
 
     def _settle_stream(self, answer: Answer) -> None:
@@ -406,8 +417,7 @@ class _Transfer:
             self._by_ranges, self._is_settled = False, True
             self._size = self._size if self._size is not None else length
             self._done = Ranges()
-            # The hash begins again with the bytes.
-            self._hasher, self._hashed = hashlib.sha256(), 0
+            self._stream_number += 1  # the hash begins again with the bytes
             self._lock.notify_all()
 
     def _end_stream(self, piece: _Piece) -> None:
@@ -431,15 +441,12 @@ class _Transfer:
             room = piece.stop - piece.at
             if len(chunk) > room:
                 if not self._by_ranges:
-                    raise DigestMismatch(
-                        f"{_host(self._file)} sends more than the {piece.stop} bytes there should be; nothing is kept."
-                    )
+                    raise self._too_much()
                 chunk = chunk[:room]
             self._write(chunk, piece.at)
             with self._lock:
                 self._done.add(piece.at, piece.at + len(chunk))
-                self._lock.notify_all()
-            piece.at += len(chunk)
+                piece.at += len(chunk)
             since += self._pace.limiter.take(len(chunk))
             brought += len(chunk)
             if time.monotonic() - since >= stall:
@@ -455,6 +462,14 @@ class _Transfer:
             written = os.pwrite(self._descriptor, rest, at)
             rest, at = rest[written:], at + written
 
+    def _too_much(self) -> Exception:
+        host = _host(self._file)
+        if self._size is None:
+            return DiskFull(
+                f"{host} sends more than {self._pace.limit_bytes} bytes, which is all that can be taken in."
+            )
+        return DigestMismatch(f"{host} sends more than the {self._size} bytes there should be; nothing is kept.")
+
     def _other_size(self, size: int) -> RemoteFailed:
         return RemoteFailed(
             f"{_host(self._file)} says that the file has {size} bytes, and listed it with {self._file.size_bytes}; try "
@@ -466,7 +481,7 @@ class _Transfer:
             return self._stopping or self._problem is not None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Piece:
     """Bytes `at` up to `stop` are to come."""
 
@@ -492,10 +507,7 @@ def _refused(answer: Answer, file: RemoteFile) -> Exception:
 
 
 def _host(file: RemoteFile) -> str:
-    try:
-        return shown(admit(file.url, (file.url,)).host)
-    except Exception:  # noqa: BLE001  (only the wording of a message hangs on it)
-        return "the server"
+    return shown(urlsplit(file.url).hostname or "the server")
 
 
 def _sidecar(path: Path) -> Path:

@@ -71,14 +71,23 @@ class Partials:
 
     def prune(self) -> int:
         """Remove what nobody has gone on with for long and nobody is `using`; how many."""
-        oldest = time.time() - self._max_age_seconds
-        removed = 0
-        for path in list(self.root.iterdir()):
-            with self._lock:
-                if path not in self._in_use and _used_at(path) < oldest:
-                    self.discard(path)
-                    removed += 1
-        return removed
+        return sum(self.discard_idle(path, self._max_age_seconds) for path in list(self.root.iterdir()))
+
+    def idle(self, age_seconds: float | None = None) -> dict[Path, int]:
+        """What `prune` would remove, by another age if one is given, and the bytes of each."""
+        age = self._max_age_seconds if age_seconds is None else age_seconds
+        paths = sorted(self.root.iterdir()) if self.root.exists() else []
+        idle = [path for path in paths if path not in self._in_use and _used_at(path) < time.time() - age]
+        return {path: sum(_bytes_on_disk(file) for file in path.rglob("*")) for path in idle}
+
+    def discard_idle(self, folder: Path, age_seconds: float | None = None) -> bool:
+        """Remove a transfer that nobody has gone on with for that long and nobody is `using`; whether it was so."""
+        age = self._max_age_seconds if age_seconds is None else age_seconds
+        with self._lock:
+            if folder in self._in_use or _used_at(folder) >= time.time() - age:
+                return False
+            self.discard(folder)
+            return True
 
 
 def _used_at(folder: Path) -> float:

@@ -16,12 +16,14 @@ from typing import Protocol, overload
 
 import structlog
 
-from service.domain.catalog import Variant
+from service.domain.adapters import MAX_ADAPTERS
+from service.domain.catalog import Adapter, Variant
 from service.domain.errors import (
     BlobCorrupt,
     Busy,
     Conflict,
     DoesNotFit,
+    LoadFailed,
     QuantryError,
     QueueFull,
     ShuttingDown,
@@ -63,7 +65,7 @@ from service.workers.questions import (
     Tokenize,
     Tokens,
 )
-from service.workers.slots import DEATHS_TO_QUARANTINE, Slot, WorkerStatus
+from service.workers.slots import DEATHS_TO_QUARANTINE, HeldAdapter, Slot, WorkerStatus
 from service.workers.stream import Stream
 from service.workers.supervisor import Worker, WorkerOptions, WorkerState
 
@@ -111,8 +113,13 @@ class Pool:
         path_of: Callable[[str], Path],
         rungs: RungMemory,
         smaller_levels: Callable[[Variant], Sequence[Level]] = lambda _variant: (),
+        on_use: Callable[[str], None] = lambda _digest: None,
     ) -> None:
-        """`path_of` gives the file of a blob digest; `smaller_levels` what else there is of a model (it may block)."""
+        """`path_of` gives the file of a blob digest; `smaller_levels` what else there is of a model.
+
+        `on_use` hears of the blobs that are loaded and unloaded. All three may block.
+        """
+        self._on_use = on_use
         self._options = options
         self._smaller_levels = smaller_levels
         self._path_of = path_of
@@ -151,13 +158,21 @@ class Pool:
 
     # --- requests ----------------------------------------------------------------------------------------------
 
-    async def submit(self, variant: Variant, request: GenerationRequest, draft: Variant | None = None) -> Stream:
+    async def submit(
+        self,
+        variant: Variant,
+        request: GenerationRequest,
+        draft: Variant | None = None,
+        adapters: Sequence[Adapter] = (),
+    ) -> Stream:
         """Start a generation, loading the variant first where needed, anew when the request asks for more context.
 
-        `draft` is the smaller variant that `request.draft` names.
+        `draft` is the smaller variant that `request.draft` names; `adapters` are those that `request.adapters` names,
+        by their digests.
 
-        Raises QueueFull, Busy, DoesNotFit, LoadFailed, WorkerQuarantined, BlobCorrupt, ShuttingDown, and
-        InvalidParameter for more context than the model has. Cancelling this call gives the place in the queue back.
+        Raises QueueFull, Busy, DoesNotFit, LoadFailed, WorkerQuarantined, BlobCorrupt, ShuttingDown, Conflict for an
+        adapter that is not for this variant, and InvalidParameter for more context than the model has. Cancelling this
+        call gives the place in the queue back.
         """
         self._refuse_when_draining()
         self._refuse_when_full()
@@ -165,12 +180,15 @@ class Pool:
         slot = self._slot(variant)
         before = slot.ready_worker
         worker = await self._ready_worker(slot, request.context_length)
+        while not await self._has_adapters(slot, worker, adapters):
+            worker = await self._ready_worker(slot, request.context_length)
         slot.last_used = time.monotonic()
         load_seconds = 0.0 if worker is before else slot.last_used - started
         if draft is None:
             return worker.submit(request, load_seconds)
+        draft_path = await asyncio.to_thread(self._path_of, draft.digest)
         self._promise_draft(slot, draft)
-        return worker.submit(request, load_seconds, self._path_of(draft.digest))
+        return worker.submit(request, load_seconds, draft_path)
 
     async def embed(self, variant: Variant, request: EmbeddingRequest) -> Embeddings:
         """The vectors of the texts, loading the variant first where needed. Cancelling this call cancels the work.
@@ -253,6 +271,11 @@ class Pool:
         await self._unload(slot)
         return True
 
+    async def unload_blob(self, digest: str) -> bool:
+        """As `unload`, for whatever variant of that blob is in memory."""
+        slot = self._slots.get(digest)
+        return slot is not None and await self.unload(slot.variant)
+
     # --- what is there -----------------------------------------------------------------------------------------
 
     @property
@@ -317,7 +340,10 @@ class Pool:
 
     def _slot(self, variant: Variant) -> Slot:
         if variant.corrupt:
-            raise BlobCorrupt(f"The file of {variant.name} is damaged on disk. Delete it and make or import it again.")
+            raise BlobCorrupt(
+                f"The file of {variant.name} is damaged on disk. Repair it (POST /v1/variants/{{ref}}/repair), or "
+                "bring the same bytes again."
+            )
         slot = self._slots.setdefault(variant.digest, Slot(variant))
         slot.variant = variant  # the same blob may have been renamed
         return slot
@@ -377,6 +403,7 @@ class Pool:
         if error is None and not task.cancelled():
             return
         # A larger load that came to nothing leaves the worker that is there.
+        slot.adapter_room_bytes = 0
         slot.placement = slot.worker.placement if slot.worker is not None else None
         if error is None:
             return
@@ -391,14 +418,16 @@ class Pool:
             await slot.unloading
         await asyncio.sleep(delay_seconds)
         remembered = await self._rung(slot)
-        placement = await self._placement(slot.variant, wish, self._context_options(remembered))
+        options = self._context_options(remembered)
+        placement = await self._placement(slot.variant, wish, options, slot.adapter_room_bytes)
+        path = await asyncio.to_thread(self._path_of, slot.variant.digest)
         await self._make_room(slot, placement)
         if slot.worker is not None:
             await self._retire(slot, slot.worker)
             slot.placement = placement
         worker = Worker(
             name=slot.variant.name,
-            path=self._path_of(slot.variant.digest),
+            path=path,
             placement=placement,
             options=self._options.worker,
             rung=remembered,
@@ -417,6 +446,7 @@ class Pool:
             worker.placement = without_flash_attention(slot.variant.facts, worker.placement)
         slot.wanted_context = max(slot.wanted_context, wish.context_length)
         slot.became_ready(worker)
+        await self._note_use(slot)
         if worker.rung != remembered:
             await asyncio.to_thread(self._rungs.set_rung, self._options.machine, slot.variant.digest, str(worker.rung))
         return worker
@@ -441,7 +471,8 @@ class Pool:
         while True:
             others = [other for other in self._slots.values() if other is not slot and other.placement is not None]
             used = sum(other.memory_bytes for other in others)
-            fits = used + placement.need.total_bytes <= self._options.memory_budget_bytes
+            needed = placement.need.total_bytes + slot.adapter_room_bytes
+            fits = used + needed <= self._options.memory_budget_bytes
             if fits and len(others) < self._options.max_loaded_models:
                 slot.placement = placement  # no await since the sum: nobody else can have taken it
                 return
@@ -484,6 +515,123 @@ class Pool:
             )
         slot.draft, slot.draft_bytes = draft, needed
 
+    # --- adapters ----------------------------------------------------------------------------------------------
+
+    async def _has_adapters(self, slot: Slot, worker: Worker, adapters: Sequence[Adapter]) -> bool:
+        """True when a ready worker has them all, at once. Else it has been worked on, and is to be asked again.
+
+        Raises DoesNotFit, Busy, BlobCorrupt, and Conflict for one that is not for this variant.
+        """
+        now = time.monotonic()
+        missing = []
+        for adapter in adapters:
+            held = slot.adapters.get(adapter.digest)
+            if held is None or held.loading is not None:
+                missing.append(adapter)
+            else:
+                held.last_used = now
+        if not missing:
+            return True
+        slot.waiting += 1
+        try:
+            for adapter in missing:
+                if adapter.digest not in slot.adapters and not await self._room_for_adapter(slot, adapter, adapters):
+                    return False
+                if slot.ready_worker is not worker or slot.loading is not None:
+                    return False  # it has gone meanwhile, or is to be loaded otherwise
+                if adapter.digest not in slot.adapters:
+                    self._begin_adapter(slot, worker, adapter)
+                loading = slot.adapters[adapter.digest].loading
+                if loading is not None:
+                    # One load serves everyone who waits for it.
+                    await asyncio.shield(loading)
+        finally:
+            slot.waiting -= 1
+        return False
+
+    def _begin_adapter(self, slot: Slot, worker: Worker, adapter: Adapter) -> None:
+        held = HeldAdapter(adapter.name, adapter.size_bytes, last_used=time.monotonic())
+        slot.adapters[adapter.digest] = held
+        held.loading = asyncio.create_task(self._load_adapter(slot, worker, adapter))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            held.loading = None
+            failed = task.cancelled() or task.exception() is not None
+            if failed and slot.adapters.get(adapter.digest) is held:
+                del slot.adapters[adapter.digest]
+
+        held.loading.add_done_callback(ended)
+
+    async def _load_adapter(self, slot: Slot, worker: Worker, adapter: Adapter) -> None:
+        if adapter.corrupt:
+            raise BlobCorrupt(
+                f"The file of the adapter {adapter.name} is damaged on disk. Delete it and add it again.",
+                param="adapters",
+            )
+        try:
+            await worker.load_adapter(adapter.digest, self._path_of(adapter.digest))
+        except LoadFailed as error:
+            raise Conflict(
+                f"The adapter {adapter.name} cannot be used with {slot.variant.name}: {error.message}", param="adapters"
+            ) from error
+        log.info("adapter loaded", model=slot.variant.name, adapter=adapter.name, size_bytes=adapter.size_bytes)
+
+    async def _room_for_adapter(self, slot: Slot, adapter: Adapter, wanted: Sequence[Adapter]) -> bool:
+        """True once there is memory for one more adapter. Others that nobody uses make room for it, then idle models,
+        then the cache: the worker is to be loaded anew with less of it, and the answer is False.
+
+        `wanted` are those that the same request names. Raises DoesNotFit, and Busy when all are in use.
+        """
+        keep = {other.digest for other in wanted}
+        budget = self._options.memory_budget_bytes
+        while True:
+            used = sum(other.memory_bytes for other in self._slots.values()) - slot.adapter_bytes
+            held = sum(other.size_bytes for other in slot.adapters.values())
+            fits = used + max(slot.adapter_room_bytes, held + adapter.size_bytes) <= budget
+            if fits and len(slot.adapters) < MAX_ADAPTERS:
+                return True
+            if self._drop_adapter(slot, keep):
+                continue
+            if fits:
+                raise Busy(
+                    f"{slot.variant.name} has {MAX_ADAPTERS} adapters in memory, all of them in use. Try again later.",
+                    retry_after_seconds=5,
+                )
+            idle = [other for other in self._slots.values() if other is not slot and other.is_idle]
+            if not idle:
+                break
+            await self._unload(min(idle, key=lambda other: other.last_used))
+        needed = sum(other.size_bytes for other in wanted)
+        if needed <= slot.adapter_room_bytes:
+            raise Busy(
+                f"The adapters of {slot.variant.name} wait for memory that others hold. Try again later, or raise "
+                "QUANTRY_MEMORY_BUDGET_BYTES.",
+                retry_after_seconds=5,
+            )
+        wish = self._wish(slot, 0)
+        await self._placement(slot.variant, wish, self._context_options(await self._rung(slot)), needed)
+        if slot.loading is None:
+            slot.adapter_room_bytes = needed
+            self._begin_load(slot, delay_seconds=0.0)
+        return False
+
+    def _drop_adapter(self, slot: Slot, keep: set[str]) -> bool:
+        """Let go of the adapter that was used least recently, of those that no request names; False without one."""
+        worker = slot.ready_worker
+        if worker is None:
+            return False
+        unused = [
+            digest
+            for digest, held in slot.adapters.items()
+            if digest not in keep and held.loading is None and not worker.uses_adapter(digest)
+        ]
+        if not unused:
+            return False
+        oldest = min(unused, key=lambda digest: slot.adapters[digest].last_used)
+        del slot.adapters[oldest]
+        worker.drop_adapter(oldest)
+        return True
+
     @property
     def _default_wish(self) -> Wish:
         options = self._options
@@ -502,9 +650,11 @@ class Pool:
     async def _rung(self, slot: Slot) -> Rung:
         return parse_rung(await asyncio.to_thread(self._rungs.rung, self._options.machine, slot.variant.digest))
 
-    async def _placement(self, variant: Variant, wish: Wish, options: ContextOptions) -> Placement:
-        """How the wish is fulfilled. Raises DoesNotFit with what would fit."""
-        budget = self._options.memory_budget_bytes
+    async def _placement(
+        self, variant: Variant, wish: Wish, options: ContextOptions, reserved_bytes: int = 0
+    ) -> Placement:
+        """How the wish is fulfilled beside `reserved_bytes`. Raises DoesNotFit with what would fit."""
+        budget = self._options.memory_budget_bytes - reserved_bytes
         placement = place(variant.facts, wish, budget_bytes=budget, options=options)
         if placement is None:
             levels = await asyncio.to_thread(self._smaller_levels, variant)
@@ -523,11 +673,20 @@ class Pool:
         try:
             if slot.worker is not None:
                 await slot.worker.stop()
+                await self._note_use(slot)
         finally:
             slot.clear()
             slot.wanted_context = 0
+            slot.adapter_room_bytes = 0
             slot.keep_alive_seconds = None
             slot.unloading = None
+
+    async def _note_use(self, slot: Slot) -> None:
+        try:
+            await asyncio.to_thread(self._on_use, slot.variant.digest)
+        except Exception:
+            # A figure that is not stored is no reason to refuse a request.
+            log.exception("a use was not noted", model=slot.variant.name)
 
     async def _reap(self) -> None:
         while True:

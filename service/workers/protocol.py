@@ -1,7 +1,9 @@
 """Messages between the server and a worker child, versioned; plain data in msgpack frames.
 
-    server -> worker   Load, then Submit, Embed, Ask, Cancel, Pause, Resume, Ping, Close in any order
-    worker -> server   Ready or LoadFailed, then Events, Embedded, EmbedFailed, Answered, AskFailed and Pong
+    server -> worker   Load, then Submit, Embed, Ask, LoadAdapter, DropAdapter, Cancel, Pause, Resume, Ping, Close
+                       in any order
+    worker -> server   Ready or LoadFailed, then Events, Embedded, EmbedFailed, Answered, AskFailed, AdapterLoaded,
+                       AdapterFailed and Pong
 
 A step of the engine is one Events frame for all its requests.
 """
@@ -21,14 +23,7 @@ from service.domain.generation import (
 )
 from service.workers.questions import Answer, Question
 
-VERSION = 4
-
-
-class AdapterFile(msgspec.Struct, frozen=True):
-    """A LoRA adapter to load beside the weights, under the name that requests use."""
-
-    name: str
-    path: str
+VERSION = 5
 
 
 class Load(msgspec.Struct, tag="load", frozen=True):
@@ -51,7 +46,6 @@ class Load(msgspec.Struct, tag="load", frozen=True):
     max_token_gap_seconds: float = 0.25
     prefix_cache: bool = True
     speculation: bool = True
-    adapters: tuple[AdapterFile, ...] = ()
     version: int = VERSION
 
 
@@ -75,6 +69,23 @@ class Ask(msgspec.Struct, tag="ask", frozen=True):
 
     id: int
     question: Question
+
+
+class LoadAdapter(msgspec.Struct, tag="load_adapter", frozen=True):
+    """A LoRA adapter to load beside the weights, under the name that requests use; ids are shared with Submit.
+
+    It is there for every Submit sent after the answer. Carried out between two steps of the engine.
+    """
+
+    id: int
+    name: str
+    path: str
+
+
+class DropAdapter(msgspec.Struct, tag="drop_adapter", frozen=True):
+    """Free an adapter that no request uses; not answered."""
+
+    name: str
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -105,7 +116,7 @@ class Close(msgspec.Struct, tag="close", frozen=True):
     """Free everything and exit."""
 
 
-ToWorker = Load | Submit | Embed | Ask | Cancel | Pause | Resume | Ping | Close
+ToWorker = Load | Submit | Embed | Ask | LoadAdapter | DropAdapter | Cancel | Pause | Resume | Ping | Close
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -173,6 +184,19 @@ class AskFailed(msgspec.Struct, tag="ask_failed", frozen=True):
     failed: Failed
 
 
+class AdapterLoaded(msgspec.Struct, tag="adapter_loaded", frozen=True):
+    """The adapter of a LoadAdapter can be named."""
+
+    id: int
+
+
+class AdapterFailed(msgspec.Struct, tag="adapter_failed", frozen=True):
+    """An adapter that cannot be used here."""
+
+    id: int
+    failed: Failed
+
+
 class Pong(msgspec.Struct, tag="pong", frozen=True):
     """The engine loop is alive. Cells with nothing in them and cells that only the prefix cache holds; threads now."""
 
@@ -183,4 +207,6 @@ class Pong(msgspec.Struct, tag="pong", frozen=True):
     threads: int = 0
 
 
-FromWorker = Ready | LoadFailed | Events | Embedded | EmbedFailed | Answered | AskFailed | Pong
+FromWorker = (
+    Ready | LoadFailed | Events | Embedded | EmbedFailed | Answered | AskFailed | AdapterLoaded | AdapterFailed | Pong
+)

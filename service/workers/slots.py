@@ -39,6 +39,17 @@ class WorkerStatus:
     last_error: str | None
     cache_type_k: str = CacheType.F16
     cache_type_v: str = CacheType.F16
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class HeldAdapter:
+    """An adapter beside a worker's weights, once `loading` is done; its memory is promised from the beginning."""
+
+    name: str  # what it was called when it was loaded
+    size_bytes: int
+    loading: asyncio.Task[None] | None = None
+    last_used: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +75,8 @@ class Slot:
     loaded_at: datetime.datetime | None = None
     draft: Variant | None = None  # the smaller variant that its worker has loaded, or will at the first use
     draft_bytes: int = 0
+    adapters: dict[str, HeldAdapter] = field(default_factory=dict)  # digest -> what its worker has beside the weights
+    adapter_room_bytes: int = 0  # what it was loaded to leave for adapters, until it is unloaded
     deaths: deque[float] = field(default_factory=deque)
     quarantined_until: float = 0.0
     last_error: str | None = None
@@ -77,7 +90,14 @@ class Slot:
     @property
     def memory_bytes(self) -> int:
         """What is promised to it."""
-        return self.draft_bytes + (self.placement.need.total_bytes if self.placement is not None else 0)
+        if self.placement is None:
+            return self.draft_bytes
+        return self.draft_bytes + self.adapter_bytes + self.placement.need.total_bytes
+
+    @property
+    def adapter_bytes(self) -> int:
+        """What of it is for adapters."""
+        return max(self.adapter_room_bytes, sum(held.size_bytes for held in self.adapters.values()))
 
     @property
     def active(self) -> int:
@@ -120,6 +140,7 @@ class Slot:
         self.loaded_at = None
         self.draft = None
         self.draft_bytes = 0
+        self.adapters = {}
 
     def became_ready(self, worker: Worker) -> None:
         """Its worker is loaded."""
@@ -169,6 +190,7 @@ class Slot:
             last_error=self.last_error,
             cache_type_k=placement.options.cache_type_k if placement else CacheType.F16,
             cache_type_v=placement.options.cache_type_v if placement else CacheType.F16,
+            adapters=tuple(held.name for held in self.adapters.values()),
         )
 
 

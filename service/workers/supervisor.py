@@ -31,17 +31,21 @@ from service.frames import BadFrame, FrameReader, encode
 from service.workers.ladder import Rung, flags, next_lower
 from service.workers.pending import Pending, parts_of
 from service.workers.protocol import (
+    AdapterFailed,
+    AdapterLoaded,
     Answered,
     Ask,
     AskFailed,
     Cancel,
     Close,
+    DropAdapter,
     Embed,
     Embedded,
     EmbedFailed,
     Events,
     FromWorker,
     Load,
+    LoadAdapter,
     Pause,
     Ping,
     Pong,
@@ -123,6 +127,8 @@ class Worker:
         self._calls = 0  # of `embed` and `ask` under way
         self._vectors: Pending[Embeddings] = Pending()
         self._answers: Pending[Answer] = Pending()
+        self._adapters: Pending[None] = Pending()
+        self._uses: dict[int, frozenset[str]] = {}  # request id -> adapters, where it has some
         self._idle = asyncio.Event()
         self._idle.set()
         self._ids = itertools.count(1)
@@ -204,6 +210,8 @@ class Worker:
             stream.put(_failed_event(self._death()))
             return stream
         self._streams[request_id] = (stream, load_seconds)
+        if request.adapters:
+            self._uses[request_id] = frozenset(use.name for use in request.adapters)
         self._idle.clear()
         self._send(
             Submit(id=request_id, request=request, draft_path=None if draft_path is None else os.fspath(draft_path))
@@ -243,6 +251,33 @@ class Worker:
             self._answers.forget(request_id)
             self._calls -= 1
             self._note_idle()
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Have an adapter beside the weights when this returns, under that name.
+
+        Raises WorkerDied when the child ends meanwhile, and what the child refuses.
+        """
+        if self.state is not WorkerState.READY:
+            raise self._death()
+        self._calls += 1
+        self._idle.clear()
+        request_id = next(self._ids)
+        loaded = self._adapters.open(request_id)
+        try:
+            self._send(LoadAdapter(request_id, name, os.fspath(path)))
+            await loaded
+        finally:
+            self._adapters.forget(request_id)
+            self._calls -= 1
+            self._note_idle()
+
+    def drop_adapter(self, name: str) -> None:
+        """Free an adapter that `uses_adapter` denies."""
+        self._send(DropAdapter(name))
+
+    def uses_adapter(self, name: str) -> bool:
+        """Whether a request that has not ended names it."""
+        return any(name in names for names in self._uses.values())
 
     async def stop(self, error: QuantryError | None = None) -> None:
         """End the child. Requests still in it fail with `error`, WorkerDied when none is given."""
@@ -335,6 +370,10 @@ class Worker:
                     self._answers.deliver(message.id, message.answer)
                 elif isinstance(message, AskFailed):
                     self._answers.fail(message.id, message.failed)
+                elif isinstance(message, AdapterLoaded):
+                    self._adapters.deliver(message.id, None)
+                elif isinstance(message, AdapterFailed):
+                    self._adapters.fail(message.id, message.failed)
                 elif isinstance(message, Pong):
                     self._last_pong = time.monotonic()
                     self.free_cells = message.free_cells
@@ -392,6 +431,7 @@ class Worker:
 
     def _forget(self, request_id: int) -> tuple[Stream, float]:
         found = self._streams.pop(request_id)
+        self._uses.pop(request_id, None)
         self._note_idle()
         return found
 
@@ -442,8 +482,10 @@ class Worker:
 
     def _fail_all(self, error: QuantryError) -> None:
         streams, self._streams = self._streams, {}
+        self._uses.clear()
         self._vectors.fail_all(error)
         self._answers.fail_all(error)
+        self._adapters.fail_all(error)
         self._note_idle()
         for stream, _ in streams.values():
             stream.put(_failed_event(error))

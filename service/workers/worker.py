@@ -35,7 +35,6 @@ from service.engine.drafting import DraftModel
 from service.engine.embeddings import Embedder
 from service.engine.engine import Engine, EngineOptions
 from service.frames import FrameReader, encode
-from service.llama.adapter import Adapter
 from service.llama.context import Context
 from service.llama.embedding import generates
 from service.llama.mapping import release_mapped_pages
@@ -45,14 +44,18 @@ from service.workers.outbox import Outbox
 from service.workers.preparing import Prepared, PreparedEmbed, PreparedSubmit, Preparer
 from service.workers.protocol import (
     VERSION,
+    AdapterFailed,
+    AdapterLoaded,
     Ask,
     Cancel,
     Close,
+    DropAdapter,
     Embed,
     Embedded,
     EmbedFailed,
     Events,
     Load,
+    LoadAdapter,
     LoadFailed,
     Pause,
     Ping,
@@ -63,7 +66,7 @@ from service.workers.protocol import (
     ToWorker,
 )
 
-Command = Prepared | Cancel | Pause | Resume | Ping | Close
+Command = Prepared | LoadAdapter | DropAdapter | Cancel | Pause | Resume | Ping | Close
 
 
 class Worker:
@@ -155,7 +158,7 @@ class Worker:
         except queue.Empty:
             return None
 
-    def _carry_out(self, command: Prepared | Cancel | Pause | Resume | Ping) -> None:
+    def _carry_out(self, command: Prepared | LoadAdapter | DropAdapter | Cancel | Pause | Resume | Ping) -> None:
         match command:
             case Ping():
                 self._outgoing.put(self._pong(command.id))
@@ -178,11 +181,26 @@ class Worker:
                 self._pause_first.discard(command.id)
                 if self._engine is not None:
                     self._engine.resume(command.id)
+            case LoadAdapter():
+                self._load_adapter(command)
+            case DropAdapter():
+                if self._engine is not None:
+                    self._engine.drop_adapter(command.name)
             case _:
                 with self._preparing_lock:
                     cancelled = self._preparing.pop(command.message.id)
                 if not cancelled:
                     self._submit(command)
+
+    def _load_adapter(self, command: LoadAdapter) -> None:
+        try:
+            if self._engine is None:
+                raise NotSupported("This model only gives embeddings, and adapters are for texts.", param="adapters")
+            self._engine.add_adapter(command.name, Path(command.path))
+        except QuantryError as error:
+            self._outgoing.put(AdapterFailed(command.id, Failed(error.code, error.message, error.param)))
+        else:
+            self._outgoing.put(AdapterLoaded(command.id))
 
     def _pong(self, ping_id: int) -> Pong:
         engine = self._engine
@@ -314,8 +332,7 @@ def _make_engine(model: Model, load: Load) -> Engine | None:
         keeps_prefixes=load.prefix_cache,
         speculates=load.speculation,
     )
-    adapters = {file.name: Adapter(model, Path(file.path)) for file in load.adapters}
-    return Engine(model, context, options, adapters)
+    return Engine(model, context, options)
 
 
 def _load_draft(path: Path, load: Load) -> DraftModel:

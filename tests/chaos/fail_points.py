@@ -20,7 +20,7 @@ from sqlalchemy import Engine, event
 
 ON_PATHS = ("open", "rename", "replace", "unlink", "link", "mkdir", "rmdir", "utime", "chmod", "truncate")
 ON_DESCRIPTORS = ("read", "write", "fsync", "fdatasync", "fchmod", "ftruncate", "pwrite", "pread")
-_STATEMENT = re.compile(r"\s*(\w+)(?:\s+OR\s+\w+)?(?:\s+(?:INTO|FROM))?\s+\"?(\w+)?")
+_STATEMENT = re.compile(r"\s*(\w+)(?:\s+OR\s+\w+)?(?:\s+(?:INTO|FROM))?(?:\s+\"?(\w+))?")
 
 
 class FailPoints:

@@ -48,7 +48,9 @@ TEXT = "hello w\u00f6rld \x00 the <s> </s> \ud7ff\U0001f642 1234 \n\n\t  <|im_st
 def bases(folder: Path) -> dict[str, Tree]:
     """What is damaged: gloss, and one model for each kind of memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    return {name: take_apart(path) for name, path in {**tiny_models.write_all(folder), "gloss": GLOSS}.items()}
+    written = {**tiny_models.write_all(folder), "mixture": folder / "mixture.gguf", "gloss": GLOSS}
+    tiny_models.write_mixture(written["mixture"])
+    return {name: take_apart(path) for name, path in written.items()}
 
 
 def forked(work: Callable[[], Any], seconds: int, log: Path | None = None) -> tuple[int, Any]:

@@ -36,7 +36,6 @@ FAMILIES: dict[str, Callable[[Config, Files], Layout]] = {
     "BertModel": bert,
     "BertForMaskedLM": bert,
     "RobertaModel": roberta,
-    "XLMRobertaModel": roberta,
 }
 """By the class in transformers that `architectures` of config.json names."""
 

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and XLM-RoBERTa as encoders of text: every token sees every other, vectors instead of logits.
+"""BERT and RoBERTa as encoders of text: every token sees every other, vectors instead of logits.
 
 Runs in job children. What only their training needed (pooler, heads for masked words) is left out.
 """

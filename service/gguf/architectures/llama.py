@@ -52,12 +52,11 @@ def _layout(architecture: str, config: Config) -> Layout:
     fields = [
         *size_fields(architecture, sizes),
         rms_field(architecture, config, 1e-6),
+        *head_fields(architecture, sizes),
         *rope_fields(architecture, rope, sizes.context),
         Field(f"{architecture}.rope.dimension_count", "u32", sizes.head),
         Field(f"{architecture}.vocab_size", "u32", sizes.vocabulary),
     ]
-    if config.has("head_dim"):
-        fields += head_fields(architecture, sizes)
     if experts:
         used = config.whole("num_experts_per_tok", default=2, most=experts)
         fields += [

@@ -26,8 +26,8 @@ def pooling_fields(architecture: str, files: Files) -> tuple[Field, ...]:
     foreign = [kind for kind, _ in modules if not kind.endswith(_KNOWN)]
     if foreign:
         raise InvalidModel(
-            f"The model passes its vectors through {foreign[0][:80]!a} (modules.json), which llama.cpp would leave out, "
-            "so it cannot be converted; take a model without it."
+            f"The model passes its vectors through {foreign[0][:80]!a} (modules.json), which llama.cpp would leave "
+            "out, so it cannot be converted; take a model without it."
         )
     folder = next((path for kind, path in modules if kind.endswith("Pooling")), None)
     if folder is None:

@@ -111,12 +111,13 @@ def llama3_frequencies(rope: Rope, dimensions: int) -> Weights:
     length = rope.whole("original_max_position_embeddings", 8192)
     if not (factor > 0 and 0 < low < high and rope.base > 0):
         raise InvalidModel("config.json gives factors of rope_scaling that cannot be; download it again.")
-    exponents = np.arange(0, dimensions, 2, dtype=np.float32) / np.float32(dimensions)
-    frequencies = np.float32(1) / np.power(np.float32(rope.base), exponents)
-    wavelengths = np.float32(2 * math.pi) / frequencies
-    smooth = (np.float32(length) / wavelengths - np.float32(low)) / np.float32(high - low)
-    blended = np.float32(1) / ((1 - smooth) / np.float32(factor) + smooth)
-    divisors = np.where(wavelengths < length / high, np.float32(1), blended)
+    # float32 step by step, with reciprocals where llama.cpp's converter has them: the same numbers to the last bit.
+    one, exponents = np.float32(1), np.arange(0, dimensions, 2, dtype=np.float32) / np.float32(dimensions)
+    frequencies = one / np.power(rope.base, exponents.astype(np.float64)).astype(np.float32)
+    wavelengths = one / frequencies * np.float32(2 * math.pi)
+    smooth = (one / wavelengths * np.float32(length) - np.float32(low)) / np.float32(high - low)
+    blended = one / ((one - smooth) / np.float32(factor) + smooth)
+    divisors = np.where(wavelengths < length / high, one, blended)
     return constant("rope_freqs.weight", np.where(wavelengths > length / low, np.float32(factor), divisors))
 
 

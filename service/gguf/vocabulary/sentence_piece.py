@@ -1,7 +1,7 @@
 """SentencePiece models (tokenizer.model: Llama 2, Mistral, Gemma, Phi 3) and tokenizers converted from them.
 
-Runs in job children. Reads the protobuf itself, as much as is needed of it: no parser runs on a stranger's file that was
-not written for one. GGUF calls this kind of vocabulary "llama": pieces with scores, of which the best pair is merged
+Runs in job children. Reads the protobuf itself, as much as is needed of it: no parser runs on a stranger's file that
+was not written for one. GGUF calls this kind of vocabulary "llama": pieces with scores, the best pair merged
 first.
 """
 

@@ -12,6 +12,7 @@ from service.domain.catalog import LevelPlan, Variant
 from service.domain.errors import BlobNotFound, Conflict
 from service.domain.jobs import JobStatus, Step
 from service.domain.recipes import Recipe
+from service.domain.remote import RemoteAccess
 from service.jobs.messages import LaboratoryTask, Outcome, Task
 from service.jobs.messages import Step as TaskStep
 from service.store import care
@@ -44,6 +45,8 @@ class Bench:
     niceness: int = 19
     plan_of: PlanOf = _no_plan
     derived: set[Path] = field(default_factory=set)
+    access: RemoteAccess = field(default_factory=RemoteAccess)
+    memory_bytes: int = 0  # that inference may take; 0: nothing is known
     on_damaged: Callable[[str], None] = lambda _digest: None
 
     def temp(self, name: str) -> Path:

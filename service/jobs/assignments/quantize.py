@@ -155,11 +155,17 @@ def enter(bench: Bench, source: Variant, flavour: str, made: Made, temp: str) ->
     )
     bench.commit(bench.temp(temp), file.digest, file.size_bytes)
     # Every tensor has the type that was planned, so the level is the one asked for, however its mix may read.
-    named = replace(file, facts=replace(file.facts, quantization=recipe.quantization))
+    verdict = None if _changes_template(recipe) else source.facts.template_verdict
+    facts = replace(file.facts, quantization=recipe.quantization, template_verdict=verdict)
+    named = replace(file, facts=facts)
     variant = catalog.add_variant((source.model, flavour), named, lineage)
     with suppress(ModelNotFound):  # deleted at once
         catalog.add_measurement(variant.id, "quantize_seconds", file.duration_seconds, "seconds")
     return variant
+
+
+def _changes_template(recipe: Recipe) -> bool:
+    return any(override.key.startswith("tokenizer.") for override in recipe.metadata)
 
 
 def measure(evaluation: Evaluation, variant: Variant, name: str = "") -> Part:

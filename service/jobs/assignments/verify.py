@@ -44,6 +44,7 @@ class VerifyAssignment:
     def __init__(self, spec: VerifySpec, bench: Bench) -> None:
         """Raises ModelNotFound, and BlobNotFound for a digest that is not stored."""
         self._bench = bench
+        self.repairs = spec.repair
         wanted = _wanted(spec, bench)
         names = _names(bench, [blob.digest for blob in wanted])
         size = -(-len(wanted) // _MOST_STEPS) or 1  # blobs of one step

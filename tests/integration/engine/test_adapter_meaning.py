@@ -42,15 +42,13 @@ def plain(gloss: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("config", "scales"),
     [
-        ({}, dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), 2.0)),
-        ({"lora_alpha": 3}, {"": 0.75}),
-        ({"use_rslora": True}, {"": 4.0}),  # 8 / sqrt(4)
+        ({}, {"": 2.0}),
         (
             {"alpha_pattern": {"k_proj": 2, "layers.1.mlp.up_proj": 12}},
-            {"k_proj": 0.5, "layers.1.mlp.up_proj": 3.0, "": 2},
+            {"k_proj": 0.5, "layers.1.mlp.up_proj": 3, "": 2},
         ),
     ],
-    ids=["plain", "alpha", "rank-stabilized", "patterns"],
+    ids=["one alpha", "an alpha for each module"],
 )
 def test_the_base_with_an_adapter_computes_what_the_merged_model_computes(
     config: dict[str, object], scales: dict[str, float], plain: Path, tmp_path: Path

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from service.api import routes
 from service.api.services import ApiOptions, Services
-from service.domain.catalog import FileFacts, LevelPlan, Lineage, ModelShape, Variant
+from service.domain.catalog import Adapter, FileFacts, LevelPlan, Lineage, ModelShape, Variant
 from service.domain.errors import QuantryError
 from service.domain.generation import (
     Finished,
@@ -65,6 +65,7 @@ class ScriptedPool:
     queue_depth: int = 0
     memory_budget_bytes: int = 1 << 30
     submitted: list[tuple[Variant, GenerationRequest]] = field(default_factory=list)
+    adapters: list[list[str]] = field(default_factory=list)
     cancelled: int = 0
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     hold: asyncio.Event | None = None
@@ -72,8 +73,15 @@ class ScriptedPool:
     asked: list[LoadOptions | None] = field(default_factory=list)
     kept: dict[str, float] = field(default_factory=dict)
 
-    async def submit(self, variant: Variant, request: GenerationRequest, draft: Variant | None = None) -> Stream:
+    async def submit(
+        self,
+        variant: Variant,
+        request: GenerationRequest,
+        draft: Variant | None = None,
+        adapters: Sequence[Adapter] = (),
+    ) -> Stream:
         self.submitted.append((variant, request))
+        self.adapters.append([adapter.name for adapter in adapters])
         self.entered.set()
         if self.hold is not None:
             try:

@@ -29,6 +29,7 @@ VARIANT_FIELDS = {
     "loaded",
     "lossy",
     "corrupt",
+    "pinned",
     "lineage",
     "created_at",
     "license",

@@ -135,7 +135,7 @@ def test_a_process_that_is_no_server_is_never_taken_for_one(tmp_path: Path) -> N
 
 
 def test_every_setting_is_an_option_of_serve_but_the_keys() -> None:
-    assert set(serving.setting_options()) == set(Settings.model_fields) - {"api_keys"}
+    assert set(serving.setting_options()) == set(Settings.model_fields) - {"api_keys", "hub_token"}
 
 
 @pytest.mark.parametrize(

@@ -291,4 +291,4 @@ def test_three_of_four_cores_taken_cost_little_more_as_well(penalty: float, take
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="1.21: known, not mended")
 def test_where_one_thread_and_four_are_almost_equal_the_choice_costs_little() -> None:
-    check_costs(4, 2.5, 0.003, [0.75], mixed=False, seed=0)
+    check_costs(4, 2.5, 0.003, [0.75], mixed=False, seed=43)

@@ -251,7 +251,7 @@ def test_strings_with_a_nul_count_as_c_strings_when_written_again(tiny: Any, wri
         ("llama.embedding_length", "u32", 0, "embedding_length is 0"),
         ("llama.context_length", "u32", 0, "context_length is 0"),
         ("llama.context_length", "u32", 2**32 - 1, "context_length"),
-        ("llama.attention.head_count", "u32", 0, "which has attention weights"),
+        ("llama.attention.head_count", "u32", 0, "head_count is 0 or missing"),
         ("llama.attention.head_count_kv", "u32", 0, "which has attention weights"),
         ("llama.attention.head_count_kv", "u32", 3, "cannot share"),
         ("llama.attention.head_count_kv", "u32", 8, "cannot share"),
@@ -343,9 +343,13 @@ def test_an_architecture_of_experts_has_some(tiny: Any, write: Write) -> None:
 
 
 def test_layers_without_attention_may_have_no_heads(tiny: Any, write: Write) -> None:
-    recurrent = tiny.with_(tensors=(("token_embd.weight", (32, 8), 1),))
-    assert read_header(write(recurrent.with_pair("llama.attention.head_count", "u32", 0)))
-    assert read_header(write(recurrent.without("llama.attention.head_count").without("llama.attention.head_count_kv")))
+    without = tiny.with_(tensors=(("token_embd.weight", (32, 8), 1),))
+    recurrent = of_architecture(without, "mamba")
+    assert read_header(write(recurrent.with_pair("mamba.attention.head_count", "u32", 0)))
+    assert read_header(write(recurrent.without("mamba.attention.head_count").without("mamba.attention.head_count_kv")))
+    assert read_header(write(without.with_pair("llama.attention.head_count_kv", "[u32", [0])))
+    # llama.cpp divides by the number of heads of every other architecture, weights or none.
+    assert "head_count is 0 or missing" in refusal(write(without.with_pair("llama.attention.head_count", "u32", 0)))
 
 
 def test_a_file_without_tensors_is_refused(tiny: Any, write: Write) -> None:

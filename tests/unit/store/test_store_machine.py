@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from service.domain.catalog import FileFacts, Lineage, ModelShape
-from service.domain.errors import DigestMismatch, ModelNotFound, NameTaken
+from service.domain.errors import BlobCorrupt, DigestMismatch, ModelNotFound, NameTaken, Pinned
 from service.domain.jobs import MadeFile
 from service.domain.names import parse_ref
+from service.store import care
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database, read
@@ -51,6 +52,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.variants: dict[Key, str] = {}
         self.tags: dict[tuple[str, str], Key] = {}
         self.uploads: set[str] = set()
+        self.pinned: set[Key] = set()
+        self.damaged: set[str] = set()  # and found out
         self._open()
 
     def _open(self) -> None:
@@ -58,6 +61,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.catalog = Catalog(self.engine)
         self.blobs = BlobStore(self.home / "blobs", reserve_bytes=0)
         self.blobs.start()
+        care.start(self.catalog, self.blobs)
 
     def teardown(self) -> None:
         self.engine.dispose()
@@ -74,7 +78,10 @@ class StoreMachine(RuleBasedStateMachine):
     def import_or_quantize(self, model: str, flavour: str, label: str, content: bytes) -> None:
         key, digest = (model, flavour, label), _digest(content)
         facts = FileFacts(label, 1, 4.5, 1, ModelShape("llama"))
-        self.blobs.commit(self._write_temp(content), digest, len(content))
+        self.blobs.commit(self._write_temp(content), digest, len(content), replace=digest in self.damaged)
+        if digest in self.damaged:
+            care.mended(self.catalog, self.blobs, digest)
+            self.damaged.remove(digest)
         made = MadeFile("", digest, len(content), facts)
         if self.variants.get(key, digest) != digest:
             with pytest.raises(NameTaken):
@@ -85,11 +92,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(content=CONTENTS, cut=st.integers(0, 9))
     def upload(self, content: bytes, cut: int) -> None:
-        with self.blobs.open_upload(_digest(content), len(content)) as upload:
+        damaged = _digest(content) in self.damaged
+        with self.blobs.open_upload(_digest(content), len(content), replace=damaged) as upload:
             upload.write(content[:cut])
             upload.write(content[cut:])
             upload.finish()
         self.catalog.add_blob(_digest(content), len(content))
+        if damaged:
+            care.mended(self.catalog, self.blobs, _digest(content))
+            self.damaged.remove(_digest(content))
         self.uploads.add(_digest(content))
 
     @rule(content=CONTENTS)
@@ -131,11 +142,51 @@ class StoreMachine(RuleBasedStateMachine):
     def delete(self, data: st.DataObject, whole_model: bool) -> None:
         key = data.draw(st.sampled_from(sorted(self.variants)))
         gone = {k for k in self.variants if k == key or (whole_model and k[0] == key[0])}
+        if gone & self.pinned:
+            with pytest.raises(Pinned):
+                self.catalog.delete(parse_ref(key[0] if whole_model else _name(key)))
+            return
         removed = self.catalog.delete(parse_ref(key[0] if whole_model else _name(key)))
         assert {v.name for v in removed} == {_name(k) for k in gone}
         digests = {self.variants.pop(k) for k in gone}
         self.tags = {tag: k for tag, k in self.tags.items() if k not in gone}
         self.uploads -= digests - set(self.variants.values())
+        self.damaged &= self.uploads | set(self.variants.values())
+
+    @precondition(lambda self: self.variants)
+    @rule(data=st.data(), pinned=st.booleans())
+    def pin(self, data: st.DataObject, pinned: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.variants)))
+        self.catalog.pin(self.catalog.resolve(_name(key)), pinned)
+        self.pinned = self.pinned | {key} if pinned else self.pinned - {key}
+
+    # --- how it rots, and is looked after ---
+
+    @precondition(lambda self: self.variants)
+    @rule(data=st.data(), how=st.sampled_from(["flip", "cut", "empty", "delete"]))
+    def rot(self, data: st.DataObject, how: str) -> None:
+        digest = data.draw(st.sampled_from(sorted(set(self.variants.values()))))
+        if digest in self.damaged:
+            return
+        path = self.blobs.path(digest)
+        whole = path.read_bytes()
+        path.unlink()
+        if how != "delete":
+            path.write_bytes({"flip": whole[:-1] + b"!", "cut": whole[:-1], "empty": b""}[how])
+        variant = next(v for v in self.catalog.variants() if v.digest == digest)
+        if how != "flip":  # a look at the length is enough
+            with pytest.raises(BlobCorrupt):
+                care.loadable(self.catalog, self.blobs, digest)
+        care.verify(self.catalog, self.blobs, digest)
+        self.damaged.add(digest)
+        with pytest.raises(BlobCorrupt):
+            care.loadable(self.catalog, self.blobs, variant.digest)
+
+    @precondition(lambda self: self.variants)
+    @rule(data=st.data())
+    def verify(self, data: st.DataObject) -> None:
+        digest = data.draw(st.sampled_from(sorted(set(self.variants.values()))))
+        assert care.verify(self.catalog, self.blobs, digest) == (digest not in self.damaged, False)
 
     @rule(content=CONTENTS, busy=st.booleans())
     def sweep(self, content: bytes, busy: bool) -> None:
@@ -150,6 +201,7 @@ class StoreMachine(RuleBasedStateMachine):
         unused = self.uploads - set(self.variants.values())
         assert set(self.catalog.forget_unused(frozenset(), grace_seconds=0)) == unused
         self.uploads.clear()
+        self.damaged &= set(self.variants.values())
 
     # --- how it crashes: the process goes, at some step, and another comes ---
 
@@ -190,14 +242,16 @@ class StoreMachine(RuleBasedStateMachine):
         found = {(v.model.display, tag): v.name for v in listed for tag in v.tags}
         assert found == {tag: _name(key) for tag, key in self.tags.items()}
         for variant in listed:
-            assert self.blobs.verify(variant.digest)
+            assert variant.corrupt == (variant.digest in self.damaged)
+            assert variant.corrupt or self.blobs.verify(variant.digest)
             assert self.catalog.resolve(variant.name) == variant
+        assert {v.name for v in listed if v.pinned} == {_name(key) for key in self.pinned}
         for (model, word), key in self.tags.items():
             assert self.catalog.resolve(f"{model}:{word}").name == _name(key)
         for variant_id, names in self.catalog.aliases_of(listed).items():
             assert all(self.catalog.resolve(name).id == variant_id for name in names)
         assert self.catalog.referenced_digests() == set(self.variants.values()) | self.uploads
-        assert all(self.blobs.has(digest) for digest in self.uploads)
+        assert all(self.blobs.has(digest) for digest in self.uploads - self.damaged)
 
     @invariant()
     def an_empty_model_is_not_found(self) -> None:
@@ -214,5 +268,14 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_the_invariants_hold_in_hundreds_of_days() -> None:
+    at_length = settings(
+        max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    run_state_machine_as_test(StoreMachine, settings=at_length)
