@@ -41,10 +41,10 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 	@$(call say,pytest: what needs no process$(comma) on every core)
 	@$(SMOLLM2) $(BIN)/python -m pytest tests/unit --numprocesses logical --dist loadfile
 	@$(call say,pytest: what has processes and clocks of its own$(comma) one at a time)
-	@$(SMOLLM2) $(BIN)/python -m pytest tests/integration tests/dialects
+	@$(TEST_MODELS) $(BIN)/python -m pytest tests/integration tests/dialects
 else
 	@$(call say,pytest)
-	@$(SMOLLM2) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(TEST_MODELS) $(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
 
 .PHONY: lint
@@ -78,8 +78,9 @@ clean: ## Removes .venv and every cache in the clone; wheels and models kept out
 
 # --- what the targets above stand on; a stamp holds the answer of its step, so a second run takes seconds ---
 
-# Finds the test model or fetches it, every time: nothing that needs it is skipped because it is not there.
+# Finds the test models or fetches them, every time: nothing that needs it is skipped because it is not there.
 SMOLLM2 = model="$$($(BIN)/python scripts/fetch_smollm2.py)"; QUANTRY_SMOLLM2="$$model"
+TEST_MODELS = checkpoint="$$($(BIN)/python scripts/fetch_minilm.py)"; $(SMOLLM2) QUANTRY_TEST_MINILM="$$checkpoint"
 comma := ,
 say = printf '\n== %s\n' '$(1)'
 

@@ -35,7 +35,10 @@ def factors(base: Path, *, seed: int = 0, rank: int = 4, strength: float = 0.5, 
     """Factors for the modules of every layer of `base` whose names hold `only`, with `strength` times the spread of
     the weights; sizes as torch has them: A (rank, inputs), B (outputs, rank)."""
     random = np.random.default_rng(seed)
-    shapes = {tensor.name: (tensor.data.shape, float(np.std(tensor.data))) for tensor in gguf.GGUFReader(base).tensors}
+    shapes = {
+        tensor.name: (tensor.data.shape, float(np.std(tensor.data.astype(np.float32))))
+        for tensor in gguf.GGUFReader(base).tensors
+    }
     found: Factors = {}
     for layer in range(_number(base, "block_count")):
         for module, name in MODULES.items():

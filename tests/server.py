@@ -48,6 +48,7 @@ class Server:
             "QUANTRY_DISK_RESERVE_BYTES": str(64 << 20),
             "QUANTRY_IMPORT_WAIT_SECONDS": "60",
             "QUANTRY_LOG_LEVEL": "debug",
+            "QUANTRY_PULL_HOSTS": "nothing.invalid",  # tests that pull say from where
         }
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "test-server.log").open("ab") as log:

@@ -14,6 +14,7 @@ from service.api.catalogue_shapes import (
     LineageShape,
     MeasurementShape,
     ReferenceShape,
+    RemoteOriginShape,
     VariantListing,
     VariantShape,
 )
@@ -38,10 +39,14 @@ def list_variants(services: Services, model: str | None, context: int | None) ->
         _variant_shape(services, variant, aliases[variant.id], measured[variant.id], cards.get(variant.id), context)
         for variant in variants
     ]
+    there = _levels_there(variants)
+    sources = best_sources(variants)
+    plans = services.catalog.plans_of([source.digest for source in sources])
     available = [
         _available_shape(services, source, plan, context)
-        for source in best_sources(variants)
-        for plan in missing_levels(source, variants, services.catalog.plans(source.digest))
+        for source in sources
+        for plan in plans[source.digest]
+        if plan.quantization not in there[_family(source)]
     ]
     return VariantListing(data=shapes, available=available)
 
@@ -58,7 +63,7 @@ def best_sources(variants: Sequence[Variant]) -> list[Variant]:
     families: defaultdict[tuple[str, str], list[Variant]] = defaultdict(list)
     for variant in variants:
         if not variant.corrupt:
-            families[variant.model.folded, variant.flavour.lower()].append(variant)
+            families[_family(variant)].append(variant)
     return [
         min(family, key=lambda variant: (variant.lossy, -variant.facts.bits_per_weight, variant.id))
         for family in families.values()
@@ -67,9 +72,20 @@ def best_sources(variants: Sequence[Variant]) -> list[Variant]:
 
 def missing_levels(source: Variant, variants: Sequence[Variant], plans: Sequence[LevelPlan]) -> list[LevelPlan]:
     """The plans of `source` whose level is not there yet."""
-    family = (source.model.folded, source.flavour.lower())
-    there = {v.quantization for v in variants if (v.model.folded, v.flavour.lower()) == family}
+    there = _levels_there(variants)[_family(source)]
     return [plan for plan in plans if plan.quantization not in there]
+
+
+def _family(variant: Variant) -> tuple[str, str]:
+    return variant.model.folded, variant.flavour.lower()
+
+
+def _levels_there(variants: Sequence[Variant]) -> defaultdict[tuple[str, str], set[str]]:
+    """The levels that are stored of each model and flavour."""
+    there: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for variant in variants:
+        there[_family(variant)].add(variant.quantization)
+    return there
 
 
 def as_level(source: Variant, plan: LevelPlan) -> Variant:
@@ -160,6 +176,7 @@ def _lineage_shape(lineage: Lineage) -> LineageShape:
         lossy_source=lineage.lossy_source,
         search=SearchShape.model_validate(lineage.search, from_attributes=True) if lineage.search else None,
         converted_from=lineage.converted_from,
+        remote=RemoteOriginShape.model_validate(lineage.remote, from_attributes=True) if lineage.remote else None,
     )
 
 

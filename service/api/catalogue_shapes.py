@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from service.api.laboratory_shapes import CardShape, RecipeShape, SearchShape
-from service.api.shapes import DIGEST_PATTERN, MAX_TOKENS, WHOLE, Listing, Name, Shape, Strict
+from service.api.shapes import DIGEST_PATTERN, MAX_TOKENS, MODEL_PATTERN, WHOLE, Listing, Name, Shape, Strict
 from service.domain.remote import MAX_ADDRESS
 
 CacheWord = Literal["auto", "f16", "q8_0", "q4_0"]
@@ -100,6 +100,14 @@ class MeasurementShape(Shape):
     created_at: str
 
 
+class RemoteOriginShape(Shape):
+    """Where a variant was pulled from: enough to fetch the same bytes again."""
+
+    address: str
+    revision: str | None = Field(description="What the address meant: a commit, or the digest of a manifest.")
+    files: list[str]
+
+
 class LineageShape(Shape):
     """Where a variant comes from. `lossy_source` stays true for ever."""
 
@@ -112,6 +120,7 @@ class LineageShape(Shape):
     lossy_source: bool
     search: SearchShape | None = Field(None, description="How the mix of a budget was found.")
     converted_from: str | None = Field(None, description="What it was before it was this GGUF file.")
+    remote: RemoteOriginShape | None = Field(None, description="Where it was pulled from.")
 
 
 class VariantShape(Shape):
@@ -244,6 +253,9 @@ class ImportBody(Strict):
     convert_to: Literal["F32", "F16", "BF16"] | None = Field(
         None, description="What the floats of a checkpoint become; F16 where it is left out, BF16 for one in BF16."
     )
+    adopt: Literal["copy", "link", "reference"] = Field(
+        "copy", description="What becomes of the file at `path`: copied, linked into the store, or left where it is."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -251,6 +263,8 @@ class ImportBody(Strict):
             raise ValueError("Send exactly one of path, digest, files and from.")
         if self.name is None and self.source is None:
             raise ValueError("The field 'name' is missing; send it.")
+        if self.adopt != "copy" and self.path is None:
+            raise ValueError("Only a file on the server is adopted; send its path.")
         return self
 
 
@@ -273,7 +287,12 @@ class BundleBody(Strict):
     digest: Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})] | None = Field(
         None, description="Digest of a blob put under /v1/blobs."
     )
-    name: Name | None = Field(None, description="The model's new name; by default the one in the bundle.")
+    name: (
+        Annotated[
+            str, StringConstraints(min_length=1, max_length=600), Field(json_schema_extra={"pattern": MODEL_PATTERN})
+        ]
+        | None
+    ) = Field(None, description="The model's new name, without a tag; by default the one in the bundle.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -11,6 +11,7 @@ from service.api.catalogue_shapes import BlobShape, CopyBody, DeletedShape, Impo
 from service.api.documents import errors
 from service.api.import_paths import admitted_path
 from service.api.jobs import accepted
+from service.api.on_demand import read_preference
 from service.api.responses import Dialect, error_from, error_response, json_response
 from service.api.services import Services, Use
 from service.api.shapes import Digest, Ref
@@ -18,7 +19,7 @@ from service.api.streams import unless_gone
 from service.api.uploads import receive_blob, standing_headers
 from service.api.variants import orphaned, removed
 from service.domain.errors import BlobNotFound, JobFailed, ModelNotFound
-from service.domain.jobs import ENDED, ImportSpec, Job, JobStatus, NamedBlob, PullSpec
+from service.domain.jobs import ENDED, Adoption, ImportSpec, Job, JobStatus, NamedBlob, PullSpec
 from service.domain.names import parse_digest, parse_ref
 
 router = APIRouter(prefix="/v1", tags=["native"])
@@ -65,7 +66,7 @@ async def head_blob(digest: Digest, services: Use) -> Response:
 
 @router.post(
     "/models",
-    summary="Import a GGUF file under a name",
+    summary="Bring a model into the store under a name",
     status_code=201,
     response_model=VariantShape,
     responses={
@@ -80,7 +81,7 @@ async def import_model(body: ImportBody, request: Request, services: Use) -> Res
     A short import is answered with its variant, a longer one with its job. With `from` it is pulled first.
     """
     job = await (_pulled(body, services) if body.source is not None else _imported(body, services))
-    wait = services.jobs.wait(job.id, services.options.import_wait_seconds)
+    wait = services.jobs.wait(job.id, _wait_seconds(request, services))
     job = await unless_gone(request.receive, wait)
     if job.status not in ENDED:
         return accepted(job)
@@ -91,6 +92,13 @@ async def import_model(body: ImportBody, request: Request, services: Use) -> Res
     variant = await services.find(job.result[0])
     shape = await asyncio.to_thread(show_variant, services, variant)
     return json_response(shape.model_dump(), status=201, headers={"Location": f"/v1/variants/{variant.name}"})
+
+
+def _wait_seconds(request: Request, services: Services) -> float:
+    """How long the job is waited for: `Prefer` may say less than the server does."""
+    preference = read_preference(request.headers.getlist("prefer"))
+    longest = 0.0 if preference.respond_async else services.options.import_wait_seconds
+    return longest if preference.wait_seconds is None else min(longest, preference.wait_seconds)
 
 
 async def _pulled(body: ImportBody, services: Services) -> Job:
@@ -121,6 +129,7 @@ async def _imported(body: ImportBody, services: Services) -> Job:
         digest=body.digest,
         files=tuple(NamedBlob(name, digest) for name, digest in sorted((body.files or {}).items())),
         convert_to=body.convert_to,
+        adopt=Adoption(body.adopt),
         within=services.options.import_folders if path is not None else (),
     )
     return await services.jobs.submit_import(spec)

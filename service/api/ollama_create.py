@@ -150,13 +150,12 @@ async def _prepared(services: Services, body: CreateBody) -> _Making:
 async def _begun(services: Services, spec: ImportSpec | QuantizeSpec | AdapterSpec) -> _Work:
     jobs = services.jobs
     active = {job.id for status in JobStatus if status not in ENDED for job in await jobs.list(status, _MOST_JOBS)}
-    match spec:
-        case ImportSpec():
-            job = await jobs.submit_import(spec)
-        case QuantizeSpec():
-            job = await jobs.submit_quantize(spec)
-        case AdapterSpec():
-            job = await jobs.submit_adapter(spec)
+    if isinstance(spec, ImportSpec):
+        job = await jobs.submit_import(spec)
+    elif isinstance(spec, QuantizeSpec):
+        job = await jobs.submit_quantize(spec)
+    else:
+        job = await jobs.submit_adapter(spec)
     return _Work(job, job.id not in active)
 
 
@@ -252,10 +251,13 @@ async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[
         found = await asyncio.to_thread(services.catalog.adapters.get, variant.model, _result(job))
         preset = replace(preset, adapters=(AdapterUse(found.name),))
         taken = None if any(other.name == found.name for other in there) else found
-    named = await asyncio.to_thread(give_name, services, variant, making.ref, preset, brought)
-    if taken is not None and taken.model.folded != named.model.folded:
+    named: Variant | None = None
+    try:
+        named = await asyncio.to_thread(give_name, services, variant, making.ref, preset, brought)
+    finally:
         # It was tried out within the source's model, which is to stay as it was.
-        await asyncio.to_thread(services.catalog.adapters.delete, taken.model, taken.name)
+        if taken is not None and (named is None or taken.model.folded != named.model.folded):
+            await asyncio.to_thread(services.catalog.adapters.delete, taken.model, taken.name)
     if work is not None and work.is_ours and variant.id in brought and variant.id != named.id:
         # The level was made within the source's model, which is to stay as it was; the file is the new name's now.
         await asyncio.to_thread(services.catalog.delete, parse_ref(variant.name))

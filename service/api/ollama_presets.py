@@ -39,7 +39,7 @@ def give_name(
     owned = (there - known) | (brought & there) | (frozenset(before.owned if before else ()) & there)
     give_adapters(services, variant.model, named.model, preset.adapters)
     presets.put(ref, named, replace(preset, owned=tuple(sorted(owned))))
-    drop_adapters(services, ref, () if before is None else before.adapters)
+    drop_adapters(services, ref.key, before, presets.of_model(ref).values())
     return named
 
 
@@ -59,7 +59,7 @@ def delete_made(services: Services, ref: ModelRef) -> list[str]:
     if tagged:
         catalog.delete(ref)
         variants = catalog.variants(ref.key.display)
-        drop_adapters(services, ref, () if preset is None else preset.adapters)
+    drop_adapters(services, ref.key, preset, others.values())
     owned = () if preset is None else preset.owned
     gone = [
         variant.name

@@ -30,9 +30,10 @@ MAX_SCHEMA_BYTES = 64 << 10
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 # For the document only: `names.parse_ref` checks names, and says which part is wrong.
-NAME_PATTERN = (
-    r"^(([A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}/)?[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?" + _WORD + "(:" + _WORD + ")?$"
-)
+_MODEL = r"(([A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}/)?[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?" + _WORD
+NAME_PATTERN = f"^{_MODEL}(:{_WORD})?$"
+MODEL_PATTERN = f"^{_MODEL}$"  # without a tag
+TAGS_PATTERN = f"^{_WORD}(,{_WORD})*$"
 DIGEST_PATTERN = "^sha256:[0-9a-f]{64}$"
 
 Name = Annotated[

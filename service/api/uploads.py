@@ -92,7 +92,14 @@ async def patch_blob(
     digest: Digest,
     request: Request,
     services: Use,
-    content_range: Annotated[str | None, Header(description="`bytes FIRST-LAST/TOTAL`, or `bytes */TOTAL`.")] = None,
+    content_range: Annotated[
+        str,
+        Header(
+            alias="Content-Range",
+            description="`bytes FIRST-LAST/TOTAL`, or `bytes */TOTAL`.",
+            json_schema_extra={"pattern": r"^bytes ([0-9]{1,18}-[0-9]{1,18}|\*)/[0-9]{1,18}$"},
+        ),
+    ],
 ) -> Response:
     """The body is bytes FIRST to LAST of a file of TOTAL bytes, and begins where the upload stands.
 

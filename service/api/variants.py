@@ -43,7 +43,11 @@ async def list_all(services: Use, model: Model = None, context: Context = None) 
         # A few thousand shapes: worked out and encoded off the event loop.
         return list_variants(services, model, context).model_dump_json().encode()
 
-    return Response(await asyncio.to_thread(listed), media_type="application/json")
+    loaded = frozenset(status.digest for status in services.pool.status() if services.pool.is_loaded(status.digest))
+    known = services.listing.get(key := (services.catalog.writes_so_far, loaded, model, context))
+    if known is None:
+        known = services.listing.keep(key, await asyncio.to_thread(listed))
+    return Response(known, media_type="application/json")
 
 
 @router.post("/{ref:path}/verify", summary="Hash a variant's blob again", responses=errors(404, 429))

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from service.cli import tables
+from service.cli.adapters import adapter_uses
 from service.cli.answers import Answer, generate, pace, write_text
 from service.cli.client import Client
 from service.cli.conversation import HELP, Conversation, Line, Verb, read_line
@@ -63,6 +64,12 @@ def run(
     draft: Annotated[
         str | None, typer.Option(help="A smaller variant that guesses ahead.", rich_help_panel=_PANEL)
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SCALE]", help="A LoRA adapter of the model; may be given again.", rich_help_panel=_PANEL
+        ),
+    ] = None,
     context_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of context to ask for.", rich_help_panel=_PANEL)
     ] = None,
@@ -83,6 +90,7 @@ def run(
         stop=stop or [],
         format=None if format_ is None else wanted_format(format_),
         draft=draft,
+        adapters=adapter_uses(adapter or []),
     )
     text = "\n\n".join(part for part in (prompt, piped_text()) if part)
     with session.client() as client:

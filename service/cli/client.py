@@ -152,6 +152,21 @@ class Client:
             raise self._unreachable(error) from error
         return received
 
+    @contextmanager
+    def receive(
+        self, path: str, *, params: Params | None = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """GET raw bytes: the status, and the bytes as they come."""
+        timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
+        try:
+            with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    raise refusal(response)
+                yield response.status_code, response.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
     # --- streams -------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -92,7 +92,8 @@ def read_line(line: str) -> Line:
 class Conversation:
     """The turns so far and how to answer.
 
-    `raw` sends text without the model's chat template; `format` and `draft` are fields of POST /v1/generate.
+    `raw` sends text without the model's chat template; `format`, `draft` and `adapters` are fields of
+    POST /v1/generate.
     """
 
     model: str
@@ -102,6 +103,7 @@ class Conversation:
     stop: list[str] = field(default_factory=list)
     format: str | dict[str, Any] | None = None
     draft: str | None = None
+    adapters: list[dict[str, Any]] = field(default_factory=list)
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str) -> dict[str, Any]:
@@ -113,6 +115,8 @@ class Conversation:
             body["format"] = self.format
         if self.draft is not None:
             body["draft"] = self.draft
+        if self.adapters:
+            body["adapters"] = self.adapters
         if self.raw:
             return body | {"prompt": text}
         first = [{"role": "system", "content": self.system}] if self.system else []

@@ -11,11 +11,11 @@ from service.api.catalogue_shapes import JobShape
 from service.cli import importance, measuring
 from service.cli.client import Client, read, ref_path
 from service.cli.failures import CommandFailed, ExitCode
-from service.cli.importing import upload_blob
 from service.cli.jobs import watch_job
 from service.cli.options import command
 from service.cli.quantizing import finish
 from service.cli.session import Session
+from service.cli.uploading import upload_blob
 
 _PANEL = "Laboratory"
 

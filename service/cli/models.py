@@ -1,4 +1,4 @@
-"""`quantry list`, `show`, `cp`, `rm`, `verify`: what is stored, and its care."""
+"""`quantry list`, `show`, `cp`, `rm`: what is stored."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from service.api.catalogue_shapes import AvailableShape, DeletedShape, VariantListing, VariantShape, VerifiedShape
+from service.api.catalogue_shapes import AvailableShape, DeletedShape, VariantListing, VariantShape
 from service.cli import cards, figures, tables
-from service.cli.client import VERIFY_SECONDS, Client, ref_path
-from service.cli.failures import CommandFailed, ExitCode
+from service.cli.client import Client, ref_path
+from service.cli.failures import CommandFailed
 from service.cli.options import command
 from service.cli.session import Session
 
@@ -27,7 +27,6 @@ def register(app: typer.Typer) -> None:
     command(app, "show", _PANEL)(show)
     command(app, "cp", _PANEL)(copy)
     command(app, "rm", _PANEL)(remove)
-    command(app, "verify", _PANEL)(verify)
 
 
 def list_models(
@@ -132,30 +131,8 @@ def remove(
     for one in gone:
         what = ", ".join(one.variants) or f"the tag {one.id}"
         session.say(f"deleted {what}")
-
-
-def verify(session: Session, name: Name) -> None:
-    """Read a variant's file again and compare it with its digest; exit code 1 when it is damaged."""
-    with session.client() as client:
-        path = f"/v1/variants/{ref_path(name)}/verify"
-        if session.is_live:
-            with session.err.status("reading the file again"):
-                found = client.post(VerifiedShape, path, seconds=VERIFY_SECONDS)
-        else:
-            found = client.post(VerifiedShape, path, seconds=VERIFY_SECONDS)
-    if session.as_json:
-        session.document(found)
-        if not found.intact:
-            raise typer.Exit(ExitCode.FAILED)
-        return
-    if not found.intact:
-        raise CommandFailed(
-            "blob_corrupt",
-            f"The bytes of {found.name} no longer match {found.digest}.",
-            remedy=f"quantry rm {found.name}, then import or quantize it again",
-        )
-    took = figures.duration(found.duration_seconds)
-    session.say(f"{found.name} is intact: {figures.size(found.size_bytes)} read in {took}, {found.digest}")
+        if one.orphaned:
+            session.note(f"no longer to be made again, without their source: {', '.join(one.orphaned)}", style="yellow")
 
 
 def _confirm(client: Client, names: list[str]) -> None:
@@ -186,7 +163,7 @@ def _ancestors(client: Client, variant: VariantShape) -> list[str]:
 
 def _facts(variant: VariantShape) -> list[tuple[str, str | Text]]:
     lineage = variant.lineage
-    state = "damaged: delete it and make it again" if variant.corrupt else "loaded" if variant.loaded else "not loaded"
+    state = "damaged: quantry verify --repair" if variant.corrupt else "loaded" if variant.loaded else "not loaded"
     made = f"{lineage.origin} {figures.moment(variant.created_at)} UTC"
     if lineage.duration_seconds is not None:
         made += f", in {figures.duration(lineage.duration_seconds)}"
@@ -200,7 +177,7 @@ def _facts(variant: VariantShape) -> list[tuple[str, str | Text]]:
         ("context", f"{variant.context_length} tokens"),
         ("size", f"{figures.size(variant.size_bytes)} ({variant.size_bytes:,} bytes)"),
         ("memory", f"{figures.size(variant.memory_bytes)} as this server would load it"),
-        ("state", state),
+        ("state", f"{state}, pinned" if variant.pinned else state),
         ("digest", variant.digest),
         ("licence", variant.license or "not stated in the file"),
         ("made", made),

@@ -16,6 +16,7 @@ from service.api.catalogue_shapes import (
     VariantShape,
     WorkerShape,
 )
+from service.api.remote_shapes import RemoteShape
 from service.cli import figures
 from service.domain.quants import QUANTIZATIONS
 
@@ -30,7 +31,7 @@ STATUS_STYLES = {
     "draining": "yellow",
     "quarantined": "bold red",
 }
-MARKS_NOTE = "* recommended, + in memory"
+MARKS_NOTE = "* recommended, + in memory, ^ pinned"
 REFERENCE_NOTE = "PPL 7B: perplexity added to F16, as published for one 7B model"
 _SAID_BY_THE_STAR = " - recommended"
 
@@ -81,6 +82,22 @@ def plans(rows: Sequence[PlanShape], *, has_matrix: bool = False) -> Table:
             _memory(row.memory_bytes, row.fits) if not row.error else "-",
             "-" if row.estimated_seconds is None else figures.duration(row.estimated_seconds),
             hindered or (Text.assemble(fallbacks, advice) if row.fallbacks else advice),
+        )
+    return table
+
+
+def remote(seen: RemoteShape) -> Table:
+    """The levels of a model elsewhere."""
+    table = columns("Level", ">Size", ">Files", "Address", "~Notes")
+    for row in seen.levels:
+        size = Text(figures.size(row.size_bytes))
+        if not row.fits:
+            size.append(" !", style="bold red")
+        notes = [f"here as {', '.join(row.stored)}"] if row.stored else []
+        if row.converts:
+            notes.append("a checkpoint, converted here")
+        table.add_row(
+            _marked(row.level, recommended=row.recommended), size, str(len(row.files)), row.address, "; ".join(notes)
         )
     return table
 
@@ -179,6 +196,8 @@ def _name(row: VariantShape) -> Text:
     text = _marked(row.name, recommended=row.recommended)
     if row.loaded:
         text.append("+" if row.recommended else " +", style="cyan")
+    if row.pinned:
+        text.append(" ^", style="dim")
     return text.append(" DAMAGED", style="bold red") if row.corrupt else text
 
 

@@ -306,18 +306,17 @@ def is_public(address: str) -> bool:
     """Whether an IP address is one of the open internet, also through what it embeds (mapped, 6to4, Teredo, NAT64)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        embedded = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in _NAT64 or ip in _LOCAL_NAT64 or int(ip) >> 32 == 0:
-            embedded.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if any(found is not None and not is_public(str(found)) for found in embedded):
+        if ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        embedded = [found for found in (ip.sixtofour, *(ip.teredo or ())) if found is not None]
+        if any(not is_public(str(found)) for found in embedded):
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not ip.is_unspecified
 
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # how networks without IPv4 reach it
 
 
 def is_ip(host: str) -> bool:

@@ -7,7 +7,7 @@ out. Of YAML the lines are read that model cards consist of, `key: value` and li
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from service.domain.errors import InvalidModel
@@ -18,10 +18,11 @@ _MAX_LINES = 1000
 _MAX_ITEMS = 256
 _MAX_CHARACTERS = 1000
 _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,60}):(?:[ \t]+(.*))?")
+_REPOSITORY = re.compile(r"\w[\w.-]{0,95}/(\w[\w.-]{0,95})", re.ASCII)
 _ITEM = re.compile(r"[ \t]*-[ \t]+(.*)")
 # generation_config.json -> the end of the key, its type and what a value must be.
 _SAMPLING: dict[str, tuple[str, str, Callable[[float], bool]]] = {
-    "top_k": ("top_k", "i32", lambda value: value == int(value) and 0 <= value < 2**31),
+    "top_k": ("top_k", "i32", lambda value: 0 <= value < 2**31 and value == int(value)),
     "top_p": ("top_p", "f32", lambda value: 0 <= value <= 1),
     "min_p": ("min_p", "f32", lambda value: 0 <= value <= 1),
     "temperature": ("temp", "f32", lambda value: 0 <= value <= 100),
@@ -29,10 +30,16 @@ _SAMPLING: dict[str, tuple[str, str, Callable[[float], bool]]] = {
 }
 
 
-def card_fields(files: Files, name: str) -> tuple[Field, ...]:
-    """general.name (`name` where the card gives none), licence, tags, languages, base models, sampling."""
+def card_fields(files: Files, config: Mapping[str, Any]) -> tuple[Field, ...]:
+    """Name, licence, tags, languages, base models, sampling: what the card or `config`, config.json's, gives of them.
+
+    The name that a model is imported under is not used: the same checkpoint is to give the same bytes.
+    """
     card = _front_matter(files)
-    fields = [Field("general.name", "str", _word(card, "model_name", "name") or name)]
+    fields = []
+    name = _word(card, "model_name", "name") or _name_in(config)
+    if name:
+        fields.append(Field("general.name", "str", name))
     for key, words in (
         ("general.author", ("author", "model_author")),
         ("general.organization", ("organization", "model_creator", "creator")),
@@ -53,6 +60,12 @@ def card_fields(files: Files, name: str) -> tuple[Field, ...]:
             fields.append(Field(key, "arr[str]", list(dict.fromkeys(values))))
     fields += _base_models(_words(card, "base_model"))
     return (*fields, *_sampling(files))
+
+
+def _name_in(config: Mapping[str, Any]) -> str:
+    """The model's name in a repository's, `owner/model`; a path of somebody's disk is none."""
+    found = _REPOSITORY.fullmatch(str(config.get("_name_or_path") or ""))
+    return "" if found is None else found[1].replace("-", " ")
 
 
 def _base_models(names: list[str]) -> Iterator[Field]:

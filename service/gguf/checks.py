@@ -69,8 +69,8 @@ def _check_kind(header: Header) -> None:
     pieces = header.whole("split.count")
     if pieces is not None and pieces > 1:
         raise InvalidModel(
-            f"The file is one of {pieces} pieces of a split model; join them with `llama-gguf-split --merge "
-            "FIRST-PIECE.gguf WHOLE.gguf` and import the whole file."
+            f"The file is one of {pieces} pieces of a split model, and the others are not with it. Give the path of one "
+            "in the folder that has them all, or upload all and name them in `files`."
         )
     if "general.architecture" not in header.pairs:
         raise InvalidModel("The file does not name its architecture (general.architecture); convert the model again.")
@@ -281,6 +281,11 @@ def _check_tensor_types(header: Header) -> None:
             raise InvalidModel(
                 f"The tensor {tensor.name!a} has the type {tensor.type}, which llama.cpp does not compute with; "
                 "convert the model again."
+            )
+        if len(tensor.shape) > 3 and tensor.shape[3] > 1 and "time_mix_" not in tensor.name:
+            raise InvalidModel(
+                f"The tensor {tensor.name!a} has four dimensions, which llama.cpp does not quantize; the file is "
+                "corrupt."
             )
         if tensor.type != "F32" and not is_table and _ALWAYS_F32.fullmatch(tensor.name):
             raise InvalidModel(

@@ -39,11 +39,10 @@ class Conversion:
     packing: str | None
 
 
-def prepare(files: Files, convert_to: str | None, name: str) -> Conversion:
+def prepare(files: Files, convert_to: str | None) -> Conversion:
     """Read every header and the tokenizer, and plan the file; no weights are read.
 
-    `convert_to` None: F16, or BF16 where most of the checkpoint is in BF16. `name` is what the model is called where
-    its card does not say. Raises InvalidModel, InvalidParameter.
+    `convert_to` None: F16, or BF16 where most of the checkpoint is in BF16. Raises InvalidModel, InvalidParameter.
     """
     if convert_to is not None and convert_to not in FILE_TYPES:
         raise InvalidParameter(f"Convert to one of {', '.join(FILE_TYPES)}.", param="convert_to")
@@ -57,17 +56,17 @@ def prepare(files: Files, convert_to: str | None, name: str) -> Conversion:
     vocabulary = read_vocabulary(files, layout.architecture, layout.vocabulary)
     weights = _fitted(layout, weights, vocabulary)
     target = convert_to or _usual(weights, packing)
-    fields = _fields(layout, vocabulary, target, files, name, weights)
+    fields = _fields(layout, vocabulary, target, card_fields(files, config.values), weights)
     plan = Plan(fields, [(each, _type_of(each, target)) for each in weights])
     kind = config.model_class + (f", {packing}" if packing else f", {_main_type(weights)}")
     return Conversion(plan, target, f"safetensors ({kind})", packing)
 
 
 def convert(
-    files: Files, target: Path, convert_to: str | None, progress: Callable[[float, str], None], name: str = "model"
+    files: Files, target: Path, convert_to: str | None, progress: Callable[[float, str], None]
 ) -> tuple[str, int]:
     """Prepare and write: (digest, bytes). Raises InvalidModel, InvalidParameter, OSError."""
-    written = prepare(files, convert_to, name).plan.write(target, progress)
+    written = prepare(files, convert_to).plan.write(target, progress)
     return written.digest, written.size_bytes
 
 
@@ -103,12 +102,12 @@ def _type_of(weights: Weights, target: str) -> str:
 
 
 def _fields(
-    layout: Layout, vocabulary: Vocabulary, target: str, files: Files, name: str, weights: Sequence[Weights]
+    layout: Layout, vocabulary: Vocabulary, target: str, card: Sequence[Field], weights: Sequence[Weights]
 ) -> tuple[Field, ...]:
     general = (
         Field("general.architecture", "str", layout.architecture),
         Field("general.type", "str", "model"),
-        *card_fields(files, name),
+        *card,
         Field("general.size_label", "str", size_label(weights)),
     )
     own = (

@@ -9,20 +9,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
-from numpy.typing import NDArray
 
 from service.domain.errors import InvalidModel
 from service.gguf.adapted import module_name, rules_by_module
-from service.gguf.adapters import ADAPTER_TYPE, ALPHA, EMBEDDING
+from service.gguf.adapters import ADAPTER_TYPE, ALPHA, EMBEDDING, KIND
 from service.gguf.architectures.rules import Rule, Weights
 from service.gguf.checkpoints import PICKLES, Files, Tensor, open_tensors
+from service.gguf.fields import Field
 from service.gguf.header import Header
+from service.gguf.writing import Plan, Written
 
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
@@ -34,6 +34,7 @@ _FACTOR = re.compile(
 _PREFIX = re.compile(r"^(?:base_model\.model\.)?")
 # Ways to begin the training that change the base model itself.
 _CHANGES_BASE = ("pissa", "olora", "corda")
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _UNSUPPORTED_KINDS = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
@@ -66,34 +67,25 @@ class _Config:
         return alpha / math.sqrt(rank) if self.rank_stabilized else alpha / rank
 
 
-def convert_adapter(files: Files, base: Header, target: Path, progress: Callable[[float], None]) -> None:
+def convert_adapter(files: Files, base: Header, target: Path, progress: Callable[[float, str], None]) -> Written:
     """Write the adapter in `files` for the model that `base` is the header of. Raises InvalidModel, OSError.
 
-    Whether the shapes fit `base` is for `gguf.adapters` to see. A tensor's factors are in memory, and no more.
+    Whether the shapes fit `base` is for `gguf.adapters` to see. Memory stays that of one factor.
     """
     config = _read_config(files)
-    found = _factors(_open(files), base)
-    writer = gguf.GGUFWriter(target, base.architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(ADAPTER_TYPE, "lora")
-    writer.add_float32(ALPHA, config.alpha)
-    for name, (_, _, a, b) in found.items():
-        for side, shape in (("a", _written_shape(name, a)), ("b", b.shape)):
-            writer.add_tensor_info(
-                f"{name}.lora_{side}", shape, np.dtype(np.float32), 4 * math.prod(shape), raw_dtype=None
-            )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for count, (name, (module, rule, a, b)) in enumerate(found.items(), start=1):
-        rank = b.shape[1]
+    factors = []
+    for pair in _pairs(_open(files), base):
+        rank = pair.b.shape[1]
         # llama.cpp takes alpha / rank for every pair; what differs from it goes into B.
-        factor = config.scale(module, rank) / (config.alpha / rank)
-        writer.write_tensor_data(np.ascontiguousarray(_values(a).T if name == EMBEDDING else _values(a)))
-        rows = _arranged(b, rule)
-        writer.write_tensor_data(np.ascontiguousarray(rows if factor == 1 else rows * np.float32(factor)))
-        progress(count / len(found))
-    writer.close()
+        factor = config.scale(pair.module, rank) / (config.alpha / rank)
+        factors += [(_a(pair), "F32"), (_b(pair, np.float32(factor)), "F32")]
+    fields = (
+        Field("general.architecture", "str", base.architecture),
+        Field(KIND, "str", "adapter"),
+        Field(ADAPTER_TYPE, "str", "lora"),
+        Field(ALPHA, "f32", config.alpha),
+    )
+    return Plan(fields, factors).write(target, progress)
 
 
 def _open(files: Files) -> Mapping[str, Tensor]:
@@ -157,8 +149,18 @@ def _matching(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     return default
 
 
-def _factors(tensors: Mapping[str, Tensor], base: Header) -> dict[str, tuple[str, Rule, Tensor, Tensor]]:
-    """By the base's name of the weights, in its order: the module's own name, its rule, A and B."""
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The factors of one module: `b` @ `a` is added to the weights that `rule` makes of it."""
+
+    module: str
+    rule: Rule
+    a: Tensor
+    b: Tensor
+
+
+def _pairs(tensors: Mapping[str, Tensor], base: Header) -> list[_Pair]:
+    """In the order of the base's own tensors. Raises InvalidModel."""
     rules = rules_by_module(base)
     sides: dict[str, dict[str, Tensor]] = {}
     modules = {}
@@ -174,6 +176,8 @@ def _factors(tensors: Mapping[str, Tensor], base: Header) -> dict[str, tuple[str
             )
         if len(tensor.shape) != 2 or not all(tensor.shape):
             raise InvalidModel(f"The tensor {full[:120]!a} of the adapter is no matrix; it is corrupt, get it again.")
+        if tensor.dtype not in _FLOATS:
+            raise InvalidModel(f"The tensor {full[:120]!a} of the adapter holds whole numbers; get it again.")
         rule = rules.get(module_name(part["module"]) or "")
         if rule is None:
             raise InvalidModel(
@@ -181,44 +185,43 @@ def _factors(tensors: Mapping[str, Tensor], base: Header) -> dict[str, tuple[str
                 f"models here. {_MERGE}",
                 param="model",
             )
-        target = rule.target
-        modules[target] = (part["module"], rule)
-        sides.setdefault(target, {})[part["side"]] = tensor
+        modules[rule.target] = (part["module"], rule)
+        sides.setdefault(rule.target, {})[part["side"]] = tensor
     if not sides:
         raise InvalidModel("The adapter has no factors of low-rank products; get it again.")
     order = {tensor.name: index for index, tensor in enumerate(base.tensors)}
-    found = {}
+    found = []
     for target in sorted(sides, key=lambda name: (order.get(name, len(order)), name)):
         pair = sides[target]
         if len(pair) != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
             raise InvalidModel(
                 f"The factors for {modules[target][0][:120]!a} do not belong together; get the adapter again."
             )
-        found[target] = (*modules[target], pair["A"], pair["B"])
+        found.append(_Pair(*modules[target], pair["A"], pair["B"]))
     return found
 
 
-def _written_shape(name: str, a: Tensor) -> tuple[int, ...]:
-    return a.shape[::-1] if name == EMBEDDING else a.shape
+def _a(pair: _Pair) -> Weights:
+    """A as llama.cpp reads it: that of an embedding by its rows, one for each token."""
+    name = f"{pair.rule.target}.lora_a"
+    if pair.rule.target != EMBEDDING:
+        return Weights(name, pair.a.shape, pair.a.read)
+    return Weights(name, pair.a.shape[::-1], lambda start, stop: pair.a.all()[:, start:stop].T)
 
 
-def _values(tensor: Tensor) -> NDArray[np.float32]:
-    values = tensor.all()
-    if values.dtype != np.float32:
-        raise InvalidModel(f"The tensor {tensor.name[:120]!a} of the adapter holds whole numbers; get it again.")
-    return values
-
-
-def _arranged(b: Tensor, rule: Rule) -> NDArray[np.float32]:
-    """B with its rows in the order that those of the weights have in GGUF."""
-    rows = _values(b)
-    if rule.change is None:
-        return rows
-    if rows.shape[0] != rule.shape[0]:
-        raise InvalidModel(
-            f"The factors for {rule.target!a} have {rows.shape[0]} rows, and the model's weights {rule.shape[0]}; name "
-            "the model that it was trained on.",
-            param="model",
-        )
-    changed = rule.change(Weights(rule.target, rows.shape, lambda start, stop: rows[start:stop]))
-    return changed.read(0, changed.rows)
+def _b(pair: _Pair, factor: np.float32) -> Weights:
+    """B times `factor`, with its rows in the order that those of the weights have in GGUF."""
+    rule = pair.rule
+    b = Weights(f"{rule.target}.lora_b", pair.b.shape, pair.b.read)
+    if rule.change is not None:
+        if b.rows != rule.shape[0]:
+            raise InvalidModel(
+                f"The factors for {rule.target!a} have {b.rows} rows, and the model's weights {rule.shape[0]}; name "
+                "the model that it was trained on.",
+                param="model",
+            )
+        b = rule.change(b)
+    if factor == 1:
+        return b
+    read = b.read
+    return replace(b, read=lambda start, stop: read(start, stop) * factor)

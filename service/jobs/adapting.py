@@ -20,7 +20,6 @@ from service.gguf.checkpoints import Files
 from service.gguf.files import read_header
 from service.gguf.header import MAGIC, Header
 from service.gguf.peft import CONFIG, convert_adapter
-from service.jobs.files import hash_and_sync
 from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
 from service.jobs.messages import AdapterMade, AdapterTask
 from service.jobs.outbox import Outbox
@@ -66,8 +65,7 @@ def _bring(task: AdapterTask, base: Header, target: Path, outbox: Outbox) -> str
     size_bytes = files.size_bytes()
     limit_memory(2 * size_bytes)
     limit_file_size(4 * size_bytes)  # the factors may be 8-bit floats, and are written in F32
-    convert_adapter(files, base, target, lambda fraction: outbox.progress(0, fraction))
-    return hash_and_sync(target)
+    return convert_adapter(files, base, target, lambda fraction, words: outbox.progress(0, fraction, words)).digest
 
 
 def _copy(source: Path, target: Path, outbox: Outbox) -> str:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from service.domain.catalog import FileFacts, LevelPlan
 from service.domain.errors import InvalidParameter
-from service.domain.jobs import MadeFile
+from service.domain.jobs import Adoption, MadeFile
 from service.domain.names import parse_ref
 from service.domain.quants import QUANTIZATIONS
 from service.gguf.files import facts, read_header
 from service.gguf.header import Header
 from service.gguf.legacy import is_legacy
+from service.jobs.adopting import adopt
 from service.jobs.intake import Kind, Source, Taken, is_piece, make_gguf, what_is, whole_file
 from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
 from service.jobs.messages import ImportTask, Made
@@ -42,6 +43,8 @@ def import_file(task: ImportTask, outbox: Outbox) -> None:
     if _kind(source, task) is not Kind.GGUF:
         taken = _make(source, task, outbox)
         digest, size_bytes = taken.digest, taken.size_bytes
+    elif task.digest is None and task.adopt is not Adoption.COPY:
+        path, digest, size_bytes = adopt(whole_file(source), path, task.adopt, outbox)
     elif task.digest is None:
         digest, size_bytes = _copy(whole_file(source), path, task, outbox)
     else:

@@ -44,6 +44,10 @@ class Meter:
 
     def advance(self, step: int, fraction: float, detail: str | None) -> None:
         """Step number `step` is running and is `fraction` done."""
+        for index, before in enumerate(self._steps[:step]):
+            # The child has gone on: what it has told to the end of is done, whatever becomes of the rest.
+            if before.status is JobStatus.RUNNING and before.progress >= 1.0:
+                self._steps[index] = replace(before, status=JobStatus.SUCCEEDED)
         now = self._steps[step]
         if now.status in (JobStatus.QUEUED, JobStatus.RUNNING):
             fraction = min(1.0, max(now.progress, fraction))

@@ -44,6 +44,7 @@ from service.domain.steps_back import LADDER
 from service.jobs.admission import has_importance, is_stock, recipe_of
 from service.jobs.assignments.bench import Bench
 from service.jobs.assignments.imports import discard_refused_upload
+from service.jobs.assignments.pull import discard_refused_pull
 from service.jobs.assignments.verify import VerifyAssignment
 from service.jobs.events import Followers
 from service.jobs.lanes import Lane, kinds_in, lane_of
@@ -362,6 +363,8 @@ class JobRunner:
             status, error = JobStatus.FAILED, JobError(problem.code, problem.message)
             if isinstance(problem, InvalidModel) and isinstance(run.job.spec, ImportSpec):
                 await asyncio.to_thread(discard_refused_upload, run.job.spec, self._stores)
+            if isinstance(problem, InvalidModel) and isinstance(run.job.spec, PullSpec):
+                await asyncio.to_thread(discard_refused_pull, run.job.spec, self._stores)
         except Exception:
             _log.exception("a job failed on our own mistake", job=job_id)
             message = "The server made a mistake on this job; its log has the details. Report it, please."

@@ -15,6 +15,7 @@ from service.domain import recipes
 from service.domain.errors import BlobNotFound, InvalidParameter, QuantizationNotApplicable
 from service.domain.jobs import (
     AdapterSpec,
+    Adoption,
     BudgetSpec,
     BundleSpec,
     CalibrateSpec,
@@ -144,6 +145,10 @@ def _canonical_import(spec: ImportSpec) -> ImportSpec:
     ref = parse_ref(spec.name)
     check_not_reserved(ref.flavour)
     spec = replace(spec, name=ref.display)
+    if spec.adopt is not Adoption.COPY:
+        if spec.path is None:
+            raise InvalidParameter("Only a file on the server is adopted; send its path.", param="adopt")
+        spec = replace(spec, path=os.path.realpath(spec.path))
     if spec.convert_to is None and ref.label in _FLOATS:
         spec = replace(spec, convert_to=ref.label)
     if len(spec.files) == 1:

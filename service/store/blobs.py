@@ -234,6 +234,11 @@ class BlobStore:
                 self.outside.forget(digest)
         return removed
 
+    def is_idle(self, digest: str, seconds: float) -> bool:
+        """Whether nobody has asked for the blob's file for that long: `remove_unused` would take it."""
+        with self._lock:
+            return self._is_older(digest, seconds)
+
     def remove_unused(self, digest: str, grace_seconds: float) -> bool:
         """Unlink a blob without a row that has not been used for `grace_seconds`; whether that was so."""
         with self._lock:

@@ -6,7 +6,7 @@ and no row, SQL or integrity error leaves it. It knows blobs by digest and size,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 
 from sqlalchemy import Engine, delete, insert, select, update
@@ -32,6 +32,7 @@ from service.store.tables import (
 
 _MODELS_REMEMBERED = 10_000
 _NAMES_REMEMBERED = 10_000
+_FEW = 500  # digests in one query
 
 Target = ModelRef | tuple[ModelKey, str]
 
@@ -109,6 +110,11 @@ class Catalog(BlobTable):
             if variant is None:
                 raise changes.not_found(connection, ref)
         return variant
+
+    @property
+    def writes_so_far(self) -> int | None:
+        """What was read since this last changed still holds; None where other processes write too. Never blocks."""
+        return writes_so_far(self._engine)
 
     def variant(self, variant_id: int) -> Variant:
         """The variant with that id. Raises ModelNotFound."""
@@ -216,9 +222,20 @@ class Catalog(BlobTable):
 
     def plans(self, digest: str) -> list[LevelPlan]:
         """What could be made from that file, in the order planned; empty when nothing was planned."""
+        return self.plans_of([digest])[digest]
+
+    def plans_of(self, digests: Collection[str]) -> dict[str, list[LevelPlan]]:
+        """`plans` for a list, in one query."""
+        found: dict[str, list[LevelPlan]] = {digest: [] for digest in digests}
+        query = select(plans.c.digest, plans.c.plan).order_by(plans.c.digest, plans.c.position)
+        if len(found) <= _FEW:
+            query = query.where(plans.c.digest.in_(found))
         with read(self._engine) as connection:
-            rows = connection.execute(select(plans.c.plan).where(plans.c.digest == digest).order_by(plans.c.position))
-            return [from_json(plan, LevelPlan) for plan in rows.scalars()]
+            rows = connection.execute(query).all()
+        for digest, plan in rows:
+            if digest in found:
+                found[digest].append(from_json(plan, LevelPlan))
+        return found
 
     def add_measurement(self, variant_id: int, name: str, value: float, unit: str) -> None:
         """Note a figure measured here; it takes the place of an older one of that name. Raises ModelNotFound."""

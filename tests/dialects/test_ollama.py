@@ -250,7 +250,7 @@ def test_pull_finds_what_is_here_and_push_is_refused(client: ollama.Client) -> N
     assert client.pull("gloss:F16").status == "success"
     statuses = [part.status for part in client.pull("gloss:F16", stream=True)]
     assert (statuses[0], statuses[-1]) == ("pulling manifest", "success")
-    with pytest.raises(ollama.ResponseError, match="does not fetch models yet"):
+    with pytest.raises(ollama.ResponseError, match="QUANTRY_PULL_HOSTS"):
         client.pull("nobody/nothing")
     with pytest.raises(ollama.ResponseError, match="not pushed"):
         list(client.push("gloss:F16", stream=True))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from service.domain.errors import InvalidModel
-from service.gguf.architectures.config import MAX_LAYERS, MAX_WIDTH, Config
+from service.gguf.architectures.config import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Config
 from service.gguf.architectures.pooling import pooling_fields
 from service.gguf.architectures.rules import Layout, Rule, without_first_rows
 from service.gguf.checkpoints import Files
@@ -46,7 +46,7 @@ def _layout(config: Config, files: Files, skipped: int, prefix: str) -> Layout:
     if config.values.get("hidden_act", "gelu") not in ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
         raise InvalidModel("config.json gives another hidden_act than gelu, which llama.cpp's BERT does not have.")
     sizes = _Sizes(
-        config.whole("vocab_size", most=MAX_WIDTH),
+        config.whole("vocab_size", most=MAX_VOCABULARY),
         config.whole("hidden_size", most=MAX_WIDTH),
         config.whole("intermediate_size", most=MAX_WIDTH),
         config.whole("num_hidden_layers", most=MAX_LAYERS),

@@ -14,6 +14,7 @@ from service.domain.errors import InvalidModel
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_WIDTH = 2**24
+MAX_VOCABULARY = 2**20  # as the validator of GGUF headers has it
 _MAX_WHOLE = 2**31 - 1
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from service.domain.errors import InvalidModel
-from service.gguf.architectures.config import MAX_LAYERS, MAX_WIDTH, Config
+from service.gguf.architectures.config import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Config
 from service.gguf.architectures.rules import Change, Rule
 from service.gguf.fields import Field
 
@@ -54,7 +54,7 @@ def sizes_of(config: Config, **defaults: int) -> Sizes:
             f"config.json gives {heads} heads of {head} for {kv_heads} of keys and values, which cannot be."
         )
     return Sizes(
-        whole("vocab_size"),
+        whole("vocab_size", MAX_VOCABULARY),
         hidden,
         whole("intermediate_size"),
         whole("num_hidden_layers", MAX_LAYERS),

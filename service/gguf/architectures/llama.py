@@ -26,6 +26,7 @@ from service.gguf.architectures.rules import Layout, Rule, interleaved
 from service.gguf.checkpoints import Files
 from service.gguf.fields import Field
 
+_LLAMA = "LlamaForCausalLM"
 _ROPELESS_STEP = 4  # SmolLM3: in llama.cpp every fourth layer does not rotate
 
 
@@ -52,7 +53,8 @@ def _layout(architecture: str, config: Config) -> Layout:
     fields = [
         *size_fields(architecture, sizes),
         rms_field(architecture, config, 1e-6),
-        *head_fields(architecture, sizes),
+        # The length that llama.cpp takes without these is the same; its converter writes them for Llama in any case.
+        *(head_fields(architecture, sizes) if config.has("head_dim") or config.model_class == _LLAMA else ()),
         *rope_fields(architecture, rope, sizes.context),
         Field(f"{architecture}.rope.dimension_count", "u32", sizes.head),
         Field(f"{architecture}.vocab_size", "u32", sizes.vocabulary),

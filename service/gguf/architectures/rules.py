@@ -203,6 +203,8 @@ def interleaved(heads: int) -> Change:
 
 
 def _pairs(rows: Floats, heads: int) -> Floats:
+    if not rows.size:
+        return rows
     length = rows.shape[0] // heads
     return rows.reshape(heads, 2, length // 2, -1).swapaxes(1, 2).reshape(rows.shape)
 

@@ -67,16 +67,21 @@ class Bench:
         return found
 
     def blob(self, digest: str, what: str) -> str:
-        """The path of a blob. Raises BlobNotFound naming `what` it holds."""
+        """The path of a blob. Raises BlobNotFound naming `what` it holds, BlobCorrupt for a changed file elsewhere."""
         if not self.stores.blobs.has(digest):
+            if self.stores.blobs.outside.get(digest) is not None:
+                care.loadable(self.stores.catalog, self.stores.blobs, digest)
             raise BlobNotFound(f"The bytes of {what} are gone from this store; bring them again.", param="digest")
         return str(self.stores.blobs.path(digest))
 
-    def commit(self, temp: Path, digest: str, size_bytes: int) -> None:
-        """Make the child's file a blob; it takes the place of a damaged one with the same digest."""
+    def commit(self, temp: Path, digest: str, size_bytes: int, *, linked: bool = False) -> None:
+        """Make the child's file a blob; it takes the place of a damaged one with the same digest.
+
+        `linked` as in `BlobStore.commit`.
+        """
         known = self.stores.catalog.blob(digest)
         corrupt = known is not None and known.corrupt
-        self.stores.blobs.commit(temp, digest, size_bytes, replace=corrupt)
+        self.stores.blobs.commit(temp, digest, size_bytes, replace=corrupt, linked=linked)
         if corrupt:
             care.mended(self.stores.catalog, self.stores.blobs, digest)
 

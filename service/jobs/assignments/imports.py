@@ -13,14 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from service.domain.catalog import Lineage
-from service.domain.errors import BlobNotFound, Conflict
-from service.domain.jobs import ImportSpec, Step
+from service.domain.errors import BlobNotFound, Conflict, InvalidParameter
+from service.domain.jobs import Adoption, ImportSpec, Step
 from service.domain.names import parse_ref
+from service.jobs.assignments.adoption import AdoptedFile
 from service.jobs.assignments.bench import Bench, Remark
 from service.jobs.messages import ImportTask, Made, NamedPath, Outcome, Task
 from service.store.stores import Stores
 
 COPY, CONVERT, MERGE, CHECK, PLAN, LOAD = "copy", "convert", "merge", "check", "plan", "load"
+HASH = "hash"  # a file that is adopted where it is
 MAX_FILES = 4096  # of a folder or of a set of uploads
 # What the steps of an import weigh against a byte copied and hashed: only the first and the load grow with the file.
 _CHECK_WEIGHT_BYTES = 4 * 1024**2
@@ -52,7 +54,14 @@ class ImportAssignment:
         else:
             size_bytes = sum(blobs.size(file.digest) for file in spec.files)
         first = _first_step(spec, source)
-        if first is not None:
+        self._adopted = AdoptedFile(spec, bench) if spec.adopt is not Adoption.COPY else None
+        if self._adopted is not None:
+            if first != COPY:
+                raise InvalidParameter(
+                    "Only a single current GGUF file is adopted as it is; import this as a copy.", param="adopt"
+                )
+            first = HASH
+        elif first is not None:
             # F32 is twice as much as the usual checkpoint, in BF16.
             blobs.check_space(size_bytes * 2 if spec.convert_to == "F32" and first == CONVERT else size_bytes)
         self.task: Task | None = ImportTask(
@@ -78,7 +87,10 @@ class ImportAssignment:
         """Commit the file, if one was made, and enter the variant. Raises NameTaken, LabelMismatch."""
         assert isinstance(outcome, Made)
         file, catalog = outcome.file, self._bench.stores.catalog
-        if file.digest != self._spec.digest:
+        outside = None
+        if self._adopted is not None:
+            outside = self._adopted.take(self._temp, file)
+        elif file.digest != self._spec.digest:
             self._bench.commit(self._temp, file.digest, file.size_bytes)
         elif not self._bench.stores.blobs.has(file.digest):
             raise BlobNotFound("The upload was deleted while it was imported; upload it again.", param="digest")
@@ -89,7 +101,7 @@ class ImportAssignment:
             job_id=self._bench.job_id if outcome.converted_from is not None else None,
             converted_from=outcome.converted_from,
         )
-        self._name = catalog.add_variant(parse_ref(self._spec.name), file, lineage).name
+        self._name = catalog.add_variant(parse_ref(self._spec.name), file, lineage, outside=outside).name
 
     def remarks(self) -> Sequence[Remark]:
         """None."""

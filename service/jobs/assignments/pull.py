@@ -16,6 +16,7 @@ from service.domain.names import parse_ref
 from service.domain.remote import admit, origin_of, parse_address
 from service.jobs.assignments.bench import Bench, Remark
 from service.jobs.messages import Made, Outcome, PullTask, Task
+from service.store.stores import Stores
 
 LOOK_UP, FETCH, CONVERT, CHECK, PLAN, LOAD = "look up", "fetch", "convert", "check", "plan", "load"
 # How large the file is is not known before it is looked up: these say how long each step takes beside the others.
@@ -98,6 +99,11 @@ class PullAssignment:
     def result(self) -> tuple[str, ...]:
         """The variant's name."""
         return () if self._name is None else (self._name,)
+
+
+def discard_refused_pull(spec: PullSpec, stores: Stores) -> None:
+    """Remove what has come of a file that is no model: it would be none the next time either."""
+    stores.partials.discard(stores.partials.folder(FOLDER, spec.source))
 
 
 def bytes_in(folder: Path) -> int:

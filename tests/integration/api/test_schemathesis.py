@@ -132,6 +132,9 @@ class Aim:
             query["model"] = "gloss"
         if negative:
             return
+        if case.operation.label == "PATCH /v1/blobs/{digest}" and isinstance(sent := getattr(body, "data", None), bytes):
+            span = f"0-{len(sent) - 1}" if sent else "*"
+            case.headers = {**(case.headers or {}), "Content-Range": f"bytes {span}/{len(sent)}"}
         if "job_id" in parameters:
             parameters["job_id"] = self._job_id
         if "response_id" in parameters:
@@ -278,7 +281,7 @@ def refusal(answer: Any) -> dict[str, Any]:
 def is_meaning(error: dict[str, Any]) -> bool:
     """Whether a refusal depends on what the words mean here: of a recipe, that is what a pattern finds and a key is."""
     # A choice names one of the tools, and what a call was given is JSON.
-    fields = ("recipe", "tool_choice", "tools", "function_call", "messages", "thinking.budget_tokens")
+    fields = ("Content-Range", "recipe", "tool_choice", "tools", "function_call", "messages", "thinking.budget_tokens")
     is_fields = error["code"] == "invalid_parameter" and str(error["param"]).startswith(fields)
     return is_fields or error["code"] in MEANING
 

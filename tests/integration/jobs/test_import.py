@@ -90,7 +90,7 @@ async def test_a_label_in_the_name_must_be_the_files_own(empty, gloss):
 
 async def test_what_is_no_readable_file_is_refused_at_once_without_its_place(empty, tmp_path):
     os.mkfifo(tmp_path / "pipe.gguf")
-    for path in (tmp_path / "absent.gguf", tmp_path, tmp_path / "pipe.gguf", "relative.gguf", "/nul\0byte"):
+    for path in (tmp_path / "absent.gguf", tmp_path / "pipe.gguf", "relative.gguf", "/nul\0byte"):
         with pytest.raises(InvalidParameter) as refused:
             await empty.runner.submit_import(ImportSpec("m", path=str(path)))
         assert str(tmp_path.parent) not in refused.value.message

@@ -31,6 +31,8 @@ from service.domain.jobs import MadeFile
 from service.domain.memory import MemoryNeed, largest_context, memory_need
 from service.domain.names import parse_ref
 from service.domain.recipes import Recipe
+from service.domain.remote import RemoteAccess
+from service.jobs.looking import Looks
 from service.jobs.queue import JobQueue
 from service.jobs.runner import JobRunner, RunnerOptions
 from service.jobs.wishes import Wishes
@@ -50,6 +52,8 @@ from service.workers.slots import WorkerStatus
 from service.workers.stream import Stream
 
 KEY = "a-key-of-at-least-sixteen-characters"
+# Tests fetch nothing from the network.
+NOWHERE = RemoteAccess(hosts=())
 BASE_URL = "http://127.0.0.1:8080"
 GOOD_END = Finished(FinishReason.STOP, Usage(5, 2), Timings(0.01, 0.0, 0.5, 0.25))
 
@@ -219,7 +223,7 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
         partials = Partials(blobs.root / "partial", 86400.0)
         partials.start()
         stores, desired = Stores(catalog, blobs, laboratory, derived, partials), DesiredLevels(engine)
-        runner = JobRunner(queue, stores, RunnerOptions())
+        runner = JobRunner(queue, stores, RunnerOptions(access=NOWHERE))
         api_options = replace(ApiOptions(version="0.0.0", context_length=512, import_wait_seconds=0.0), **options)
         key = repr(sorted(options.items()))
         app, metrics = _IDLE[key].pop() if _IDLE[key] else (FastAPI(title="quantry", version="0.0.0"), Metrics())
@@ -239,6 +243,7 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
             pool=pool,
             metrics=metrics,
             options=api_options,
+            looks=Looks(NOWHERE),
         )
         if fresh:
             routes.install(app)

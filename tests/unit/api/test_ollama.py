@@ -413,7 +413,7 @@ async def test_pull_succeeds_for_what_is_here_and_else_says_what_to_do(client):
     lines = lines_of(await client.post("/api/pull", json={"name": "gloss:F16"}))
     assert [line["status"] for line in lines][-3:] == ["verifying sha256 digest", "writing manifest", "success"]
     assert lines[1]["completed"] == lines[1]["total"]
-    assert (await client.post("/api/pull", json={"model": "nobody/nothing"})).status_code == 400
+    assert (await client.post("/api/pull", json={"model": "nobody/nothing"})).status_code == 403
     assert (await client.post("/api/push", json={"model": "gloss"})).status_code == 400
     assert (await client.post("/api/show", json={})).json()["error"].startswith("model is required")
 

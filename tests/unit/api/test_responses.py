@@ -70,6 +70,7 @@ EXPECTED = {
     "does_not_fit": 503,
     "shutting_down": 503,
     "slow_reader": 503,
+    "remote_failed": 502, "remote_refused": 502,
     "deadline_exceeded": 504,
     "disk_full": 507,
     "job_failed": 500,

@@ -19,7 +19,7 @@ from service.cli.session import default_url, running_server
 from service.settings import FOREIGN_NAMES, Settings, load_settings
 
 COMMANDS = (
-    "demo", "serve", "stop-server", "run", "ps", "stop", "import", "list", "show", "cp", "rm", "verify", "quantize",
+    "demo", "serve", "stop-server", "run", "ps", "stop", "import", "export", "list", "show", "cp", "rm", "verify", "quantize",
     "plan", "calibrate", "evaluate", "rebuild", "recommend", "frontier", "importance", "datasets", "jobs", "doctor",
     "version",
 )  # fmt: skip
@@ -27,7 +27,7 @@ NEEDS_SERVER = (
     ["list"], ["show", "x"], ["cp", "x", "y"], ["rm", "x"], ["verify", "x"], ["ps"], ["stop", "x"], ["jobs"],
     ["jobs", "x", "--cancel"], ["jobs", "x", "--watch"], ["plan", "x"], ["quantize", "x", "Q8_0"], ["run", "x", "hi"],
     ["calibrate", "x"], ["evaluate", "x"], ["rebuild", "x"], ["importance"], ["datasets"], ["recommend", "x"],
-    ["frontier", "x"],
+    ["frontier", "x"], ["export", "x"], ["export", "x", "--bundle", "x.tar"],
 )  # fmt: skip
 
 

@@ -14,8 +14,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from service.api import (
+    adapter_shapes,
     advice_shapes,
     anthropic_shapes,
+    care_shapes,
     catalogue_shapes,
     desired,
     generate_shapes,
@@ -24,6 +26,7 @@ from service.api import (
     llama_server_shapes,
     ollama_shapes,
     openai_embeddings,
+    remote_shapes,
 )
 from service.api.openai_chat_shapes import ChatBody
 from service.api.openai_responses_shapes import ResponsesBody
@@ -51,6 +54,10 @@ BODIES: dict[str, type[BaseModel]] = {
     "Recipes": laboratory_bodies.RecipeBody,
     "POST /v1/models": catalogue_shapes.ImportBody,
     "POST /v1/models/copy": catalogue_shapes.CopyBody,
+    "POST /v1/bundles": catalogue_shapes.BundleBody,
+    "POST /v1/adapters": adapter_shapes.AdapterBody,
+    "POST /v1/verify": care_shapes.VerifyBody,
+    "POST /v1/prune": care_shapes.PruneBody,
     "PUT /v1/models/{ref}/desired": desired.DesiredBody,
     "POST /v1/workers/{ref}/load": catalogue_shapes.LoadBody,
     "POST /v1/embeddings": openai_embeddings.EmbeddingsBody,
@@ -100,6 +107,8 @@ ANSWERS: dict[type[BaseModel], str] = {
     laboratory_shapes.SpeedShape: "Cards",
     laboratory_shapes.TaskScoreShape: "Cards",
     laboratory_shapes.DatasetShape: "GET /v1/datasets",
+    adapter_shapes.AdapterShape: "GET /v1/adapters",
+    adapter_shapes.GoneAdapterShape: "DELETE /v1/adapters/{ref}/{name}",
     catalogue_shapes.JobShape: "Jobs",
     desired.DesiredShape: "PUT /v1/models/{ref}/desired",
     desired.DesiredLevelShape: "PUT /v1/models/{ref}/desired",
@@ -110,8 +119,16 @@ ANSWERS: dict[type[BaseModel], str] = {
     catalogue_shapes.MeasurementShape: "GET /v1/variants",
     catalogue_shapes.AvailableShape: "GET /v1/variants",
     catalogue_shapes.DeletedShape: "DELETE /v1/variants/{ref}",
+    remote_shapes.RemoteShape: "GET /v1/remote/{address}",
+    remote_shapes.RemoteLevelShape: "GET /v1/remote/{address}",
+    remote_shapes.RemoteFileShape: "GET /v1/remote/{address}",
+    catalogue_shapes.RemoteOriginShape: "GET /v1/variants",
     catalogue_shapes.VerifiedShape: "POST /v1/variants/{ref}/verify",
+    care_shapes.StoreShape: "GET /v1/store",
+    care_shapes.PruneShape: "POST /v1/prune",
+    care_shapes.LeavingShape: "POST /v1/prune",
     catalogue_shapes.BlobShape: "PUT /v1/blobs/{digest}",
+    catalogue_shapes.PieceShape: "PATCH /v1/blobs/{digest}",
     catalogue_shapes.WorkerShape: "GET /v1/workers",
     catalogue_shapes.WorkerListing: "GET /v1/workers",
     catalogue_shapes.UnloadedShape: "POST /v1/workers/{ref}/unload",
@@ -165,7 +182,9 @@ def without_code(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default or a limit as the documents write it: no trailing zeros, no exponents."""
+    """A default or a limit as the documents write it: no trailing zeros, no exponents, lists with commas."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -266,7 +285,7 @@ def test_every_query_parameter_is_documented(app: FastAPI) -> None:
 def test_every_field_of_a_request_is_documented_with_its_default_and_limits(route: str) -> None:
     text = sections(page("api.md"))[route]
     documented = [name for row in rows(text) if len(row) == 4 for name in re.findall(r"^`(\w+)`$", row[0])]
-    assert sorted(documented) == sorted(BODIES[route].model_fields)
+    assert sorted(documented) == sorted(field.alias or name for name, field in BODIES[route].model_fields.items())
     check_fields(text, BODIES[route])
 
 
@@ -279,8 +298,9 @@ def test_every_field_within_a_field_is_documented_too(member: str) -> None:
 
 
 def check_fields(text: str, body: type[BaseModel], prefix: str = "") -> None:
+    by_alias = {field.alias or name: field for name, field in body.model_fields.items()}
     for name, schema in body.model_json_schema()["properties"].items():
-        field = body.model_fields[name]
+        field = by_alias[name]
         _, _, default, limits = row_of(text, prefix + name, cells=4)
         if field.is_required():
             assert default == "required"

@@ -126,6 +126,13 @@ def test_shapes_that_no_tensor_can_have_are_refused(tiny: Any, write: Write, sha
     refusal(write(tiny.with_(tensors=(("token_embd.weight", shape, 0),))))
 
 
+def test_four_dimensions_are_for_recurrent_networks_that_mix_with_them(tiny: Any, write: Write) -> None:
+    shape = (32, 1, 1, 5)
+    assert read_header(write(tiny.with_(tensors=(("blk.0.time_mix_lerp_fused.weight", shape, 0),))))
+    assert read_header(write(tiny.with_(tensors=(("blk.0.ffn_up.weight", (32, 1, 5, 1), 0),))))
+    assert "four dimensions" in refusal(write(tiny.with_(tensors=(("blk.0.ffn_up.weight", shape, 0),))))
+
+
 def test_offsets_must_follow_each_other(tiny: Any, write: Write) -> None:
     right = (0, 512, 2560, 3584)
     for wrong in (
@@ -244,7 +251,7 @@ def test_strings_with_a_nul_count_as_c_strings_when_written_again(tiny: Any, wri
         ("general.type", "str", "adapter", "LoRA"),
         ("general.type", "str", "imatrix", "importance matrix"),
         ("general.file_type", "str", "F16", "general.file_type"),
-        ("split.count", "u16", 3, "llama-gguf-split --merge"),
+        ("split.count", "u16", 3, "one of 3 pieces"),
         ("llama.block_count", "u32", 0, "block_count is 0"),
         ("llama.block_count", "u32", 513, "1 to 512"),
         ("llama.block_count", "i32", -1, "not u32"),

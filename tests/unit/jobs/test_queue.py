@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import event
 
 from service.domain.errors import JobFinished, JobNotFound, QueueFull
-from service.domain.jobs import ENDED, ImportSpec, JobError, JobKind, JobStatus, QuantizeSpec, Step
+from service.domain.jobs import ENDED, ImportSpec, JobError, JobKind, JobStatus, PullSpec, QuantizeSpec, Step
 from service.domain.recipes import Recipe
+from service.jobs.lanes import Lane, kinds_in
 from service.jobs.queue import JobQueue
 
 DIGEST = "sha256:" + "a" * 64
@@ -274,3 +275,30 @@ def test_pruning_forgets_the_oldest_ended_jobs_and_never_an_active_one(queue):
     assert [job.id for job in queue.list()] == [active.id, ended[3], ended[2]]
     with pytest.raises(JobNotFound):
         queue.events_after(ended[0])
+
+
+# --- pulls ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pull_waits_for_another_from_the_same_address_and_for_no_other(queue):
+    for spec in (PullSpec("a", "hf.co/o/r"), PullSpec("b", "hf.co/o/r"), PullSpec("c", "hf.co/o/s")):
+        queue.enqueue(spec, STEPS)
+    first, third = queue.claim(), queue.claim()
+    assert (first.spec.name, third.spec.name) == ("a", "c")
+    assert queue.claim() is None
+    queue.finish(first.id, JobStatus.SUCCEEDED, steps=STEPS)
+    assert queue.claim().spec.name == "b"
+
+
+def test_pulls_and_other_jobs_are_claimed_apart(queue):
+    queue.enqueue(quantize(), STEPS)
+    queue.enqueue(PullSpec("a", "hf.co/o/r"), STEPS)
+    assert queue.claim(kinds_in(Lane.PULL)).kind is JobKind.PULL
+    assert queue.claim(kinds_in(Lane.PULL)) is None
+    assert queue.claim(kinds_in(Lane.WORK)).kind is JobKind.QUANTIZE
+
+
+def test_equal_pulls_are_one_job_and_others_are_not(queue):
+    first, _ = queue.enqueue(PullSpec("hf.co/o/r", "hf.co/o/r"), STEPS)
+    assert queue.enqueue(PullSpec("HF.co/O/r", "hf.co/o/r"), STEPS) == (first, False)
+    assert queue.enqueue(PullSpec("hf.co/o/r", "hf.co/o/r:Q8_0"), STEPS)[1]

@@ -1,0 +1,494 @@
+"""A server's day in one process: what its store and its queue do, in the order of a seed, and what must hold.
+
+The work is a list of operations, each a list of changes that are acknowledged one by one. A change is one transaction
+of the catalogue: whoever looks after a crash finds the state before or after it. Files are what a child would leave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from service.domain.catalog import FileFacts, LevelPlan, ModelShape
+from service.domain.desired import Desired
+from service.domain.errors import Conflict, DigestMismatch, NotFound
+from service.domain.jobs import ImportSpec, Job, JobError, JobSpec, JobStatus, MadeFile, QuantizeSpec, Step
+from service.domain.names import parse_ref
+from service.jobs.assignments import assign
+from service.jobs.assignments.bench import Bench
+from service.jobs.assignments.imports import discard_refused_upload
+from service.jobs.files import hash_and_sync
+from service.jobs.messages import ImportTask, LaboratoryTask, LevelStep, Made
+from service.jobs.queue import JobQueue
+from service.store import care
+from service.store.blobs import BlobStore
+from service.store.catalog import Catalog
+from service.store.database import open_database, read
+from service.store.derived import DerivedFiles
+from service.store.desired import DesiredLevels
+from service.store.laboratory import Laboratory
+from service.store.partials import Partials
+from service.store.stores import Stores
+
+LEVELS = ("Q8_0", "Q4_0")
+PLANS = tuple(LevelPlan(label, 10, 8.5, needs_imatrix=False) for label in LEVELS)
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@dataclass
+class Opened:
+    """The store of one home, and what belongs to it."""
+
+    home: Path
+    engine: Engine
+    stores: Stores
+    queue: JobQueue
+    desired: DesiredLevels
+
+    @classmethod
+    def open(cls, home: Path) -> Opened:
+        home.mkdir(exist_ok=True)
+        engine = open_database(f"sqlite:///{home / 'catalog.db'}")
+        blobs = BlobStore(home / "blobs", reserve_bytes=0)
+        blobs.start()
+        partials = Partials(home / "partial", 86400.0)
+        partials.start()
+        catalog = Catalog(engine)
+        care.start(catalog, blobs)
+        stores = Stores(catalog, blobs, Laboratory(engine), DerivedFiles(home / "derived", 1 << 20), partials)
+        queue = JobQueue(engine, max_queued=10)
+        return cls(home, engine, stores, queue, DesiredLevels(engine))
+
+    def sweep(self) -> None:
+        """As the server does every ten minutes."""
+        keep = self.queue.active_digests()
+        self.stores.catalog.forget_unused(keep, 0)
+        self.stores.blobs.sweep(keep | self.stores.catalog.referenced_digests(), 0)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@dataclass
+class State:
+    """What the catalogue is to hold."""
+
+    variants: dict[str, str] = field(default_factory=dict)  # canonical name -> digest
+    tags: dict[str, str] = field(default_factory=dict)  # name with a free word -> canonical name
+    uploads: frozenset[str] = frozenset()
+    corrupt: frozenset[str] = frozenset()
+    pinned: frozenset[str] = frozenset()
+    wishes: tuple[str, ...] = ()
+
+    def with_(self, **changes: object) -> State:
+        return State(**{**self.__dict__, **changes})  # type: ignore[arg-type]
+
+
+Change = Callable[[State], State]
+Acknowledge = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something a server does. `run` acknowledges each of `changes` once it is done; it may be run again."""
+
+    name: str
+    changes: tuple[Change, ...]
+    run: Callable[[Opened, Acknowledge], None]
+
+
+def same(state: State) -> State:
+    return state
+
+
+def add_variant(name: str, digest: str, *, used: bool = False) -> Change:
+    def change(state: State) -> State:
+        uploads = state.uploads - {digest} if used else state.uploads
+        return state.with_(variants={**state.variants, name: digest}, uploads=uploads)
+
+    return change
+
+
+def remove_variants(*names: str) -> Change:
+    def change(state: State) -> State:
+        variants = {name: digest for name, digest in state.variants.items() if name not in names}
+        tags = {tag: name for tag, name in state.tags.items() if name not in names}
+        return state.with_(variants=variants, tags=tags, corrupt=state.corrupt & set(variants.values()))
+
+    return change
+
+
+def add_upload(digest: str) -> Change:
+    return lambda state: state.with_(uploads=state.uploads | {digest})
+
+
+# --- jobs, with a stand-in for the child -------------------------------------------------------------------------
+
+
+def made(path: Path, content: bytes, quantization: str) -> MadeFile:
+    """Write a file as a child does: in chunks, without a buffer, synced and hashed."""
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(content), 1 << 18):
+            file.write(content[start : start + (1 << 18)])
+    digest = hash_and_sync(path)
+    facts = FileFacts(quantization, 1000, 8.0, 10, ModelShape("llama"), quantized_tensors=quantization != "F16")
+    return MadeFile(str(path), digest, len(content), facts, PLANS, 0.5)
+
+
+def run_job(opened: Opened, spec: JobSpec, contents: dict[str, bytes], landed: Acknowledge) -> None:
+    """Enqueue, claim, do what a child would, take it in, end it."""
+    opened.queue.enqueue(spec, (Step("work"),))
+    job = opened.queue.claim()
+    while job is not None:
+        carry_out(opened, job, contents, landed)
+        job = opened.queue.claim()
+
+
+def carry_out(opened: Opened, job: Job, contents: dict[str, bytes], landed: Acknowledge) -> None:
+    bench = Bench(opened.stores, job_id=job.id, done=job.result)
+    assignment = assign(job.spec, bench)
+    task = assignment.task
+    if isinstance(task, ImportTask):
+        content = Path(task.source).read_bytes()
+        file = made(Path(task.target), content, "F16") if task.digest is None else _facts_of(content, task.source)
+        opened.queue.update_progress(job.id, 0.5, assignment.steps, 1.0)
+        assignment.accept(Made(len(assignment.steps) - 1, file, "llama.cpp 1"))
+        landed()
+    elif isinstance(task, LaboratoryTask):
+        for number, step in enumerate(task.steps):
+            assert isinstance(step, LevelStep)
+            file = made(Path(step.target), contents[step.recipe.quantization], step.recipe.quantization)
+            assignment.accept(Made(number, file, "llama.cpp 1", recipe=step.recipe))
+            landed()
+            opened.queue.update_progress(job.id, 0.5, assignment.steps, 1.0, result=assignment.result())
+    assignment.conclude()
+    for temp in opened.stores.blobs.incoming.glob(f"{job.id}-*"):
+        temp.unlink(missing_ok=True)
+    opened.queue.finish(job.id, JobStatus.SUCCEEDED, steps=assignment.steps, result=assignment.result())
+
+
+def _facts_of(content: bytes, source: str) -> MadeFile:
+    facts = FileFacts("F16", 1000, 8.0, 10, ModelShape("llama"))
+    return MadeFile(source, digest_of(content), len(content), facts, PLANS, 0.5)
+
+
+# --- the day -----------------------------------------------------------------------------------------------------
+
+
+class Day:
+    """All that happens, by the seed. `operations` in their order; `contents` are the bytes that come in."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self._random = random.Random(seed)
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        threads = [self._models(), self._uploads(), self._refused(), self._transfer(), self._other()]
+        self.operations: list[Operation] = []
+        while threads:
+            thread = self._random.choice(threads)
+            try:
+                self.operations.append(next(thread))
+            except StopIteration:
+                threads.remove(thread)
+
+    def states(self) -> list[State]:
+        """After every change, the first before all."""
+        found = [State()]
+        for operation in self.operations:
+            for change in operation.changes:
+                found.append(change(found[-1]))
+        return found
+
+    def _content(self) -> bytes:
+        return self._random.randbytes(self._random.choice((1, 77, 4096, 300_000)))
+
+    def _file(self, name: str) -> tuple[Path, bytes]:
+        path, content = self._folder / name, self._content()
+        path.write_bytes(content)
+        return path, content
+
+    def _models(self) -> Iterator[Operation]:
+        path, source = self._file("source.gguf")
+        levels = {label: self._content() for label in LEVELS}
+        spec = QuantizeSpec("gloss:F16", digest_of(source), LEVELS)
+        yield importing("gloss", path, source)
+        quantize = Operation(
+            "quantize",
+            (*(add_variant(f"gloss:{label}", digest_of(levels[label])) for label in LEVELS), same),
+            lambda opened, ack: (run_job(opened, spec, levels, ack), ack())[0],
+        )
+        yield quantize
+        words = ["gloss:F16", "gloss:Q8_0", "gloss:Q4_0"]
+        self._random.shuffle(words)
+        for target in words[:2]:
+            yield tagging("gloss:latest", target)
+        yield pinning("gloss:F16", True)
+        yield copying("gloss:Q8_0", "people/gloss:Q8_0")
+        damaged = self._random.choice(LEVELS)
+        yield condemning(digest_of(levels[damaged]), f"gloss:{damaged}")
+        yield mending(digest_of(levels[damaged]), levels[damaged])
+        yield pinning("gloss:F16", False)
+        yield deleting("gloss:latest", ())
+        victim = self._random.choice(LEVELS)
+        yield deleting(f"gloss:{victim}", (f"gloss:{victim}",))
+        yield sweeping()
+        rest = next(label for label in LEVELS if label != victim)
+        yield deleting("gloss", ("gloss:F16", f"gloss:{rest}"))
+        yield sweeping()
+
+    def _uploads(self) -> Iterator[Operation]:
+        content, unused = self._content() + b"u", self._content() + b"v"
+        yield uploading(content)
+        yield Operation(
+            "import of an upload",
+            (add_variant("other:F16", digest_of(content), used=False), same),
+            lambda opened, ack: (run_job(opened, ImportSpec("other", digest=digest_of(content)), {}, ack), ack())[0],
+        )
+        yield uploading(unused)
+        yield uploading_other_bytes(self._content())
+
+    def _refused(self) -> Iterator[Operation]:
+        content = self._content() + b"no model"
+        yield uploading(content)
+        yield refusing(content)
+        yield failing(self._folder / "gone.gguf")
+
+    def _transfer(self) -> Iterator[Operation]:
+        yield transferring(self._content() + b"transferred")
+
+    def _other(self) -> Iterator[Operation]:
+        path, content = self._file("second.gguf")
+        yield importing("second", path, content)
+        yield wishing("second", ("Q8_0",))
+        yield wishing("second", ("Q8_0", "Q4_K_M"))
+        yield adopting_again("second", path, content)
+
+
+def importing(name: str, path: Path, content: bytes) -> Operation:
+    spec = ImportSpec(name, path=str(path))
+    change = add_variant(f"{name}:F16", digest_of(content))
+    return Operation("import", (change, same), lambda opened, ack: (run_job(opened, spec, {}, ack), ack())[0])
+
+
+def adopting_again(name: str, path: Path, content: bytes) -> Operation:
+    """The same file under the same name: nothing changes."""
+    spec = ImportSpec(name, path=str(path))
+    return Operation("import again", (same, same), lambda opened, ack: (run_job(opened, spec, {}, ack), ack())[0])
+
+
+def tagging(tag: str, target: str) -> Operation:
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        catalog = opened.stores.catalog
+        catalog.copy(catalog.resolve(target), parse_ref(tag))
+        ack()
+
+    return Operation("tag", (lambda state: state.with_(tags={**state.tags, tag: target}),), run)
+
+
+def copying(source: str, target: str) -> Operation:
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        catalog = opened.stores.catalog
+        catalog.copy(catalog.resolve(source), parse_ref(target))
+        ack()
+
+    return Operation("copy", (lambda s: s.with_(variants={**s.variants, target: s.variants[source]}),), run)
+
+
+def pinning(name: str, pinned: bool) -> Operation:
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        catalog = opened.stores.catalog
+        catalog.pin(catalog.resolve(name), pinned)
+        ack()
+
+    change = lambda s: s.with_(pinned=s.pinned | {name} if pinned else s.pinned - {name})  # noqa: E731
+    return Operation("pin", (change,), run)
+
+
+def wishing(model: str, levels: tuple[str, ...]) -> Operation:
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        opened.desired.put(parse_ref(model).key, Desired(levels))
+        ack()
+
+    return Operation("wish", (lambda state: state.with_(wishes=levels),), run)
+
+
+def deleting(name: str, gone: tuple[str, ...]) -> Operation:
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        with suppress(NotFound, Conflict):  # done before the crash
+            opened.stores.catalog.delete(parse_ref(name))
+        ack()
+
+    def change(state: State) -> State:
+        if gone:
+            return remove_variants(*gone)(state)
+        return state.with_(tags={tag: target for tag, target in state.tags.items() if tag != name})
+
+    return Operation("delete", (change,), run)
+
+
+def sweeping() -> Operation:
+    """Uploads that nothing is made of lose their row, whatever the age, and every file without one goes."""
+
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        opened.sweep()
+        ack()
+
+    return Operation("sweep", (lambda state: state.with_(uploads=frozenset()),), run)
+
+
+def uploading(content: bytes) -> Operation:
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        with opened.stores.blobs.open_upload(digest_of(content), len(content)) as upload:
+            upload.write(content[: len(content) // 2])
+            upload.write(content[len(content) // 2 :])
+            upload.finish()
+        opened.stores.catalog.add_blob(digest_of(content), len(content))
+        ack()
+
+    return Operation("upload", (add_upload(digest_of(content)),), run)
+
+
+def uploading_other_bytes(content: bytes) -> Operation:
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        with suppress(DigestMismatch), opened.stores.blobs.open_upload(digest_of(content + b"!")) as upload:
+            upload.write(content)
+            upload.finish()
+        ack()
+
+    return Operation("upload of other bytes", (same,), run)
+
+
+def refusing(content: bytes) -> Operation:
+    """An import finds that the upload is no model."""
+    spec = ImportSpec("refused", digest=digest_of(content))
+
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        opened.queue.enqueue(spec, (Step("check"),))
+        while (job := opened.queue.claim()) is not None:
+            discard_refused_upload(spec, opened.stores)
+            opened.queue.finish(job.id, JobStatus.FAILED, steps=(), error=JobError("invalid_model", "no model"))
+        ack()
+
+    return Operation("refuse", (lambda s: s.with_(uploads=s.uploads - {digest_of(content)}),), run)
+
+
+def failing(path: Path) -> Operation:
+    """An import fails with a copy half made."""
+
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        opened.queue.enqueue(ImportSpec("failing", path=str(path)), (Step("copy"),))
+        while (job := opened.queue.claim()) is not None:
+            temp = opened.stores.blobs.incoming / f"{job.id}-import"
+            with temp.open("wb", buffering=0) as file:
+                file.write(b"half")
+            temp.unlink()
+            opened.queue.finish(job.id, JobStatus.FAILED, steps=(), error=JobError("invalid_model", "half"))
+        ack()
+
+    return Operation("fail", (same,), run)
+
+
+def transferring(content: bytes) -> Operation:
+    """A download in pieces that survives restarts: written where it can be gone on with, then committed."""
+
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        blobs, partials = opened.stores.blobs, opened.stores.partials
+        folder = partials.folder("pull", digest_of(content))
+        part = folder / "file"
+        have = part.stat().st_size if part.exists() else 0
+        assert content.startswith(part.read_bytes() if have else b"")
+        with part.open("ab", buffering=0) as file:
+            middle = max(have, len(content) // 2)
+            for piece in (content[have:middle], content[middle:]):
+                file.write(piece)
+            os.fsync(file.fileno())
+        temp = blobs.incoming / "pulled"
+        os.rename(part, temp)
+        blobs.commit(temp, digest_of(content), len(content))
+        opened.stores.catalog.add_blob(digest_of(content), len(content))
+        partials.discard(folder)
+        ack()
+
+    return Operation("transfer", (add_upload(digest_of(content)),), run)
+
+
+def condemning(digest: str, name: str) -> Operation:
+    """The blob's bytes rot, and someone looks."""
+
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        path = opened.stores.blobs.where(digest)
+        if path is not None:
+            with suppress(FileNotFoundError):
+                os.chmod(path, 0o600)
+                path.write_bytes(b"rotten")
+        care.verify(opened.stores.catalog, opened.stores.blobs, digest)
+        ack()
+
+    return Operation("condemn", (lambda s: s.with_(corrupt=s.corrupt | {digest}),), run)
+
+
+def mending(digest: str, content: bytes) -> Operation:
+    """The right bytes come in."""
+
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        blobs, catalog = opened.stores.blobs, opened.stores.catalog
+        with blobs.open_upload(digest, len(content), replace=True) as upload:
+            upload.write(content)
+            upload.finish()
+        care.mended(catalog, blobs, digest)
+        ack()
+
+    return Operation("mend", (lambda s: s.with_(corrupt=s.corrupt - {digest}),), run)
+
+
+# --- what must hold ----------------------------------------------------------------------------------------------
+
+
+def check(opened: Opened, allowed: list[State]) -> State:
+    """The invariants in a store that was just opened: I1 to I6; which of the states it is in."""
+    recovered = opened.queue.recover()
+    assert recovered <= 1
+    assert opened.queue.counts()[JobStatus.RUNNING] == 0, "I3"
+    stores = opened.stores
+    assert list(stores.blobs.incoming.iterdir()) == [], "I4: a temp file outlived the start"
+    with read(opened.engine) as connection:
+        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok", "I6"
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == [], "I6"
+    listed = stores.catalog.variants()
+    found = {variant.name: variant.digest for variant in listed}
+    tags = {f"{variant.model.display}:{word}": variant.name for variant in listed for word in variant.tags}
+    corrupt = frozenset(blob.digest for blob in stores.catalog.blobs() if blob.corrupt)
+    pinned = frozenset(variant.name for variant in listed if variant.pinned)
+    wish = opened.desired.get(parse_ref("second").key) if "second:F16" in found else None
+    uploads = stores.catalog.referenced_digests() - set(found.values())
+    for variant in listed:
+        assert stores.catalog.resolve(variant.name).digest == variant.digest, "I1"
+        if variant.digest not in corrupt:
+            whole = stores.blobs.has(variant.digest) and stores.blobs.verify(variant.digest)
+            rotten_and_unnoticed = any(variant.digest in state.corrupt for state in allowed)
+            assert whole or rotten_and_unnoticed, f"I1: {variant.name}"
+    for digest in uploads:
+        assert stores.blobs.verify(digest), "I2: an upload"
+    now = State(found, tags, uploads, corrupt, pinned, wish[0].levels if wish else ())
+    for state in allowed:
+        # An upload that something was made of has a row as long as its variant.
+        wanted = state.with_(uploads=state.uploads - set(state.variants.values()))
+        if now == wanted:
+            break
+    else:
+        raise AssertionError(f"I2: {now}\nis none of {allowed}")
+    keep = opened.queue.active_digests()
+    stores.blobs.sweep(keep | stores.catalog.referenced_digests(), 0)
+    left = {f"sha256:{path.name[7:]}" for path in stores.blobs.root.glob("sha256-*")}
+    assert left <= keep | stores.catalog.referenced_digests(), "I5"
+    return state

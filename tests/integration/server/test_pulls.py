@@ -1,0 +1,281 @@
+"""Pulls through a real server, from a hub, a registry and a file server on this machine, to a model that answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import ollama
+import pytest
+
+from tests.remote_hub import COMMIT, FakeHub, Fault
+from tests.server import GLOSS, MakeServer, Server
+
+DATA = GLOSS.read_bytes()
+DIGEST = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+FILE = "gloss-F16.gguf"
+TOKEN = "hf_canary-that-nobody-may-see-0123456789"
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    with FakeHub() as hub:
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def clean(hub: FakeHub) -> None:
+    for name in ("repos", "files", "manifests", "blobs", "lies", "faults", "always"):
+        getattr(hub, name).clear()
+    hub.gated.clear()
+    hub.requests.clear()
+    hub.slow_seconds, hub.realm = 0.0, ""
+    hub.add("o/r", {"README.md": b"words", "config.json": b"{}", f"F16/{FILE}": DATA})
+
+
+@pytest.fixture(scope="module")
+def server(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings = {**hub.settings, "QUANTRY_HUB_TOKEN": TOKEN, "QUANTRY_PULL_STALL_SECONDS": "2"}
+    server = Server(tmp_path_factory.mktemp("pulls") / "home", settings).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def empty(server: Server) -> Iterator[None]:
+    yield
+    for name in {row["model"] for row in server.json("GET", "/v1/variants", 200)["data"]}:
+        server.client.delete(f"/v1/models/{name}")
+
+
+def forget_blobs(server: Server) -> None:
+    """As the sweep would after the grace period."""
+    for path in (server.home / "blobs").glob("sha256-*"):
+        path.unlink()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stored(server: Server) -> None:
+    forget_blobs(server)
+
+
+def test_a_model_of_the_hub_is_pulled_and_answers(server: Server, hub: FakeHub) -> None:
+    variant = server.json("POST", "/v1/models", 201, {"from": "hf.co/o/r:f16"})
+    assert (variant["name"], variant["digest"]) == ("hf.co/o/r:F16", DIGEST)
+    assert variant["lineage"]["origin"] == "pulled"
+    assert hub.sent(FILE) == len(DATA), "each byte comes once"
+    assert not any((server.home / "blobs" / "partial").iterdir())
+    answer = server.json("POST", "/v1/generate", 200, {"model": "hf.co/o/r:F16", "prompt": "It", "max_tokens": 1})
+    assert answer["usage"]["completion_tokens"] == 1
+
+
+def test_what_is_stored_already_does_not_come_again(server: Server, hub: FakeHub) -> None:
+    server.add_gloss()
+    variant = server.json("POST", "/v1/models", 201, {"from": "hf.co/o/r", "name": "words"})
+    assert (variant["name"], hub.sent(FILE)) == ("words:F16", 0)
+
+
+def test_a_look_shows_levels_and_sizes_and_fetches_nothing(server: Server, hub: FakeHub) -> None:
+    pieces = {f"m-Q8_0-0000{number}-of-00002.gguf": b"x" for number in (1, 2)}
+    hub.add("o/many", {"m-Q4_K_M.gguf": b"x" * 10, **pieces, "mmproj-m-F16.gguf": b"z", FILE: DATA})
+    server.add_gloss()
+    seen = server.json("GET", "/v1/remote/hf.co/o/many", 200)
+    assert (seen["address"], seen["revision"], seen["choice"]) == ("hf.co/o/many", COMMIT, "Q4_K_M")
+    levels = {level["level"]: level for level in seen["levels"]}
+    assert set(levels) == {"Q4_K_M", "Q8_0", "F16"}
+    assert levels["F16"]["size_bytes"] == len(DATA)
+    assert levels["F16"]["stored"] == ["gloss:F16"]
+    assert levels["Q8_0"]["address"] == "hf.co/o/many:Q8_0"
+    assert [file["name"] for file in levels["Q8_0"]["files"]] == [
+        "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf",
+    ]  # fmt: skip
+    assert [level["level"] for level in seen["levels"] if level["recommended"]] == ["Q4_K_M"]
+    assert hub.sent(".gguf") == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "code"),
+    [
+        ("hf.co/o/r:Q4_K_M", 404, "model_not_found"),
+        ("hf.co/o/nothing", 404, "model_not_found"),
+        ("hf.co/o/r@nowhere", 404, "model_not_found"),
+        ("https://169.254.169.254/x.gguf", 403, "forbidden"),
+        ("http://2130706433/x.gguf", 403, "forbidden"),
+        ("https://example.org/x.gguf", 403, "forbidden"),
+        ("https://hf.co.example.org/x.gguf", 403, "forbidden"),
+        ("file:///etc/passwd", 400, "invalid_parameter"),
+        ("hf.co/o", 400, "invalid_parameter"),
+        ("https://u:p@hf.co/x.gguf", 400, "invalid_parameter"),
+    ],
+)
+def test_what_cannot_be_pulled_is_refused_with_its_reason(server: Server, address: str, status: int, code: str) -> None:
+    assert server.json("GET", f"/v1/remote/{address}", status)["error"]["code"] == code
+    assert server.json("POST", "/v1/models", status, {"from": address, "name": "m"})["error"]["code"] == code
+
+
+def test_a_gated_repository_opens_with_the_servers_token_and_nothing_shows_it(server: Server, hub: FakeHub) -> None:
+    hub.gated.add("o/r")
+    hub.token = "another"
+    refused = server.json("POST", "/v1/models", 502, {"from": "hf.co/o/r"})
+    assert refused["error"]["code"] == "remote_refused"
+    hub.token = TOKEN
+    with FakeHub() as other:
+        hub.elsewhere = other.url
+        other.add("o/r", hub.repos["o/r"])
+        hub.always[FILE] = Fault.ELSEWHERE
+        assert server.json("POST", "/v1/models", 403, {"from": "hf.co/o/r"})["error"]["code"] == "forbidden"
+        assert not other.requests, "what is not listed is not even connected to"
+    hub.always.clear()
+    server.json("POST", "/v1/models", 201, {"from": "hf.co/o/r"})
+    for path in server.home.rglob("*"):
+        if path.is_file():
+            assert TOKEN.encode() not in path.read_bytes(), path
+    for job in server.json("GET", "/v1/jobs", 200)["data"]:
+        assert TOKEN not in json.dumps(job)
+    for process in server.process.children(recursive=True):
+        assert TOKEN not in " ".join(process.cmdline())
+        assert TOKEN not in json.dumps(process.environ())
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault.WRONG, "digest_mismatch"),
+        (Fault.PRIVATE, "forbidden"),
+        (Fault.GONE, "model_not_found"),
+        (Fault.GZIP, "remote_failed"),
+        (Fault.ENDLESS, "digest_mismatch"),
+        (Fault.HTML, "remote_failed"),
+    ],
+)
+def test_a_bad_file_fails_the_pull_and_is_not_stored(server: Server, hub: FakeHub, fault: Fault, code: str) -> None:
+    hub.always[FILE] = fault
+    answer = server.client.post("/v1/models", json={"from": "hf.co/o/r"})
+    assert answer.json()["error"]["code"] == code, answer.text
+    assert str(server.home) not in answer.text
+    assert not list((server.home / "blobs").glob("sha256-*"))
+
+
+def test_a_file_that_is_no_model_is_refused(server: Server, hub: FakeHub) -> None:
+    bad = b"GGUF" + b"\0" * 1000
+    hub.add("o/bad", {"x-F16.gguf": bad})
+    assert server.json("POST", "/v1/models", 422, {"from": "hf.co/o/bad"})["error"]["code"] == "invalid_model"
+    assert server.json("POST", "/v1/models", 400, {"from": "hf.co/o/r", "name": "m:Q8_0"})["error"]["code"] == (
+        "label_mismatch"
+    )
+
+
+def test_a_plain_file_and_a_registry_are_sources_as_well(server: Server, hub: FakeHub) -> None:
+    hub.files[f"/models/{FILE}"] = DATA
+    variant = server.json("POST", "/v1/models", 201, {"from": f"{hub.url}/models/{FILE}"})
+    assert (variant["name"], hub.sent(FILE)) == ("gloss:F16", len(DATA) + 1), "one byte to learn the size"
+    hub.add_model("library/gloss:5m-instruct-f16", DATA)
+    variant = server.json("POST", "/v1/models", 201, {"from": "gloss:5m-instruct-f16"})
+    assert variant["name"] == "gloss:5m-instruct-F16"
+    assert hub.sent(DIGEST) == 0, "that blob is stored"
+    hub.realm = "http://169.254.169.254/token"
+    refused = server.client.post("/v1/models", json={"from": "gloss:5m-instruct-f16", "name": "x"})
+    assert refused.json()["error"]["code"] == "forbidden"
+
+
+def test_a_registry_that_lies_about_its_digests_is_not_believed(server: Server, hub: FakeHub) -> None:
+    hub.lies["library/evil:latest"] = "sha256:../../../../etc/passwd"
+    hub.add_model("library/evil:latest", DATA)
+    assert server.json("POST", "/v1/models", 502, {"from": "evil"})["error"]["code"] == "remote_failed"
+
+
+def test_ollamas_client_pulls(server: Server, hub: FakeHub) -> None:
+    with ollama.Client(host=server.url) as client:
+        pulled_by(client)
+
+
+def pulled_by(client: ollama.Client) -> None:
+    parts = list(client.pull("hf.co/o/r:F16", stream=True))
+    assert (parts[0].status, parts[-1].status) == ("pulling manifest", "success")
+    layers = [part for part in parts if part.digest]
+    assert {part.digest for part in layers} == {DIGEST}
+    assert layers[-1].completed == layers[-1].total == len(DATA)
+    assert "verifying sha256 digest" in [part.status for part in parts]
+    assert client.generate("hf.co/o/r:F16", "It", raw=True, options={"num_predict": 1}).eval_count == 1
+    with pytest.raises(ollama.ResponseError, match="has no"):
+        list(client.pull("hf.co/o/r:Q8_0", stream=True))
+    with pytest.raises(ollama.ResponseError, match="has no"):
+        client.pull("hf.co/o/r:Q8_0")
+
+
+def in_fetch(job: Any, share: float = 0.2) -> bool:
+    return any(step["name"] == "fetch" and step["progress"] > share for step in job["steps"])
+
+
+def begun(server: Server, name: str) -> Any:
+    """Ask for a pull, without waiting for its end."""
+    found: list[Any] = []
+
+    def ask() -> None:
+        with suppress(httpx.TransportError):  # the server was killed
+            httpx.post(f"{server.url}/v1/models", json={"from": "hf.co/o/r", "name": name}, timeout=60)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not found:
+        assert time.monotonic() < deadline
+        found = [job for job in server.json("GET", "/v1/jobs", 200)["data"] if job["model"] == name]
+        time.sleep(0.02)
+    return found[0]
+
+
+def test_two_names_for_one_address_are_one_transfer(server: Server, hub: FakeHub) -> None:
+    hub.slow_seconds = 0.005
+    first, second = begun(server, "one"), begun(server, "two")
+    ended = [server.wait_for_job(job["id"]) for job in (first, second)]
+    assert [job["status"] for job in ended] == ["succeeded", "succeeded"]
+    assert hub.sent(FILE) == len(DATA)
+    assert {"one:F16", "two:F16"} <= set(server.names())
+
+
+def test_a_cancelled_pull_goes_on_where_it_was(server: Server, hub: FakeHub) -> None:
+    hub.slow_seconds = 0.08
+    job = begun(server, "later")
+    server.wait_for_job(job["id"], in_fetch)
+    time.sleep(1.1)  # what has come is noted each second
+    assert server.json("DELETE", f"/v1/jobs/{job['id']}", 200)["status"] == "cancelled"
+    came = hub.sent(FILE)
+    assert len(DATA) * 0.2 < came < len(DATA)
+    hub.slow_seconds = 0.0
+    server.json("POST", "/v1/models", 201, {"from": "hf.co/o/r", "name": "later"})
+    assert hub.sent(FILE) - came < len(DATA) - 0.2 * len(DATA)
+
+
+def test_a_killed_server_goes_on_with_its_pull(make_server: MakeServer, hub: FakeHub) -> None:
+    server = make_server(**hub.settings, QUANTRY_PULL_CONNECTIONS="2")
+    hub.slow_seconds = 0.03
+    job = begun(server, "crashed")
+    server.wait_for_job(job["id"], lambda job: in_fetch(job, 0.5))
+    time.sleep(1.1)
+    server.kill()
+    came = hub.sent(FILE)
+    hub.slow_seconds = 0.0
+    server.start()
+    ended = server.wait_for_job(job["id"])
+    assert (ended["status"], ended["result"]) == ("succeeded", ["crashed:F16"])
+    assert hub.sent(FILE) - came < 0.5 * len(DATA)
+    assert not any((server.home / "blobs" / "partial").iterdir())
+    shutil.rmtree(server.home / "blobs" / "incoming")
+
+
+def test_a_pull_waits_for_no_other_job(make_server: MakeServer, hub: FakeHub) -> None:
+    server = make_server(**hub.settings)
+    server.add_gloss()
+    long = server.client.post("/v1/evaluate", json={"model": "gloss"})
+    assert long.status_code == 202, long.text
+    server.json("POST", "/v1/models", 201, {"from": "hf.co/o/r", "name": "beside"})
+    assert server.json("GET", f"/v1/jobs/{long.json()['id']}", 200)["status"] == "running"
+    server.json("DELETE", f"/v1/jobs/{long.json()['id']}", 200)
