@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,11 @@ def measure(home: Path, count: int) -> dict[str, float]:
     found["aliases, cold"] = _milliseconds(lambda: catalog.aliases_of(listed))
     found["aliases, warm"] = _median(lambda: catalog.aliases_of(listed))
     catalog = Catalog(engine)
-    each = [_milliseconds(lambda name=name: catalog.resolve(name)) for name in names]
+    each = [_milliseconds(partial(catalog.resolve, name)) for name in names]
     found["resolve, cold, median"], found["resolve, cold, worst"] = statistics.median(each), max(each)
-    each = [_milliseconds(lambda name=name: catalog.resolve(name)) for name in names]
+    each = [_milliseconds(partial(catalog.resolve, name)) for name in names]
     found["resolve, again, median"] = statistics.median(each)
-    each = [_milliseconds(lambda name=name: catalog.remembered(name)) for name in names]
+    each = [_milliseconds(partial(catalog.remembered, name)) for name in names]
     found["resolve, remembered, median"] = statistics.median(each)
     engine.dispose()
     found |= asyncio.run(_through_the_api(settings))

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from service.api.shapes import DIGEST_PATTERN, Name, Shape, Strict
 from service.domain.adapters import MAX_ADAPTERS, MAX_SCALE, NAME_PATTERN
 from service.domain.generation import AdapterUse
+from service.domain.remote import MAX_ADDRESS
 
 MAX_FILES = 64
 
@@ -39,7 +40,7 @@ def adapter_uses(asked: Sequence[str | AdapterUseBody] | None) -> tuple[AdapterU
     return tuple(AdapterUse(use) if isinstance(use, str) else AdapterUse(use.name, use.scale) for use in asked or ())
 
 
-_SOURCES = ("path", "digest", "files")
+_SOURCES = ("path", "digest", "files", "from")
 _NULL: dict[str, Any] = {"type": "null"}
 _ONE_SOURCE: list[Any] = [
     {
@@ -80,10 +81,14 @@ class AdapterBody(Strict):
         | None
     ) = Field(None, description="The files of a PEFT adapter: their names, and the digests they were put under.")
 
+    source: Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)] | None = Field(
+        None, alias="from", description="Address of an adapter elsewhere: hf.co/owner/repo, or of a GGUF file."
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if sum(source is not None for source in (self.path, self.digest, self.files)) != 1:
-            raise ValueError("Send exactly one of path, digest and files.")
+        if sum(source is not None for source in (self.path, self.digest, self.files, self.source)) != 1:
+            raise ValueError("Send exactly one of path, digest, files and from.")
         return self
 
 

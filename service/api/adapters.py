@@ -69,6 +69,7 @@ async def add(body: AdapterBody, request: Request, services: Use) -> Response:
         path=path,
         digest=body.digest,
         files=tuple(NamedBlob(name, digest) for name, digest in sorted((body.files or {}).items())),
+        source=body.source,
         within=services.options.import_folders if path is not None else (),
     )
     job = await services.jobs.submit_adapter(spec)

@@ -33,8 +33,8 @@ Model = Annotated[
     Path(max_length=600, description="A model: a name without a tag.", json_schema_extra={"pattern": MODEL_PATTERN}),
 ]
 Levels = Annotated[
-    list[Annotated[str, StringConstraints(max_length=2000), Field(json_schema_extra={"pattern": TAGS_PATTERN})]] | None,
-    Query(max_length=_MAX_FILES, description="Only these levels or tags, with commas between them or given again."),
+    list[Annotated[str, StringConstraints(max_length=300), Field(json_schema_extra={"pattern": TAGS_PATTERN})]] | None,
+    Query(max_length=20, description="Only these levels or tags, with commas between them or given again."),
 ]
 
 

@@ -19,7 +19,7 @@ from service.api.llama_server_state import Model
 from service.api.services import Services, Use
 from service.domain.adapters import MAX_ADAPTERS
 from service.domain.catalog import Adapter, Variant
-from service.domain.errors import InvalidParameter
+from service.domain.errors import AdapterNotFound, InvalidParameter
 from service.domain.generation import AdapterUse
 
 router = APIRouter(tags=["llama-server"])
@@ -63,7 +63,7 @@ async def set_lora_adapters(body: Scales, services: Use, model: Model = None) ->
 
 
 async def lora_uses(services: Services, variant: Variant, asked: Sequence[LoraBody]) -> tuple[AdapterUse, ...]:
-    """The adapters of a request: those that it lists, else those that have a scale. Raises InvalidParameter."""
+    """The adapters of a request: those that it lists, else those that have a scale. Raises AdapterNotFound."""
     scales = services.lora_scales.get(variant.model.folded, {})
     if not asked and not any(scales.values()):
         return ()
@@ -77,7 +77,7 @@ def _chosen(found: Sequence[Adapter], asked: Sequence[LoraBody]) -> list[tuple[A
     scales: dict[int, float] = {}
     for one in asked:
         if one.id >= len(found):
-            raise InvalidParameter(
+            raise AdapterNotFound(
                 f"There is no LoRA adapter {one.id}; the model has {len(found)}, see GET /lora-adapters.", param="lora"
             )
         scales[one.id] = one.scale  # the last word counts, as with llama-server

@@ -36,7 +36,9 @@ def import_model(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="What to call it, e.g. gloss or gloss:instruct-F16.")
     ] = None,
-    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="A GGUF file, or a bundle.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(metavar="PATH", help="A GGUF file, the folder of a checkpoint, or a bundle.")
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option("--bundle", metavar="FILE", help="A bundle; its model keeps its name unless NAME is given."),
@@ -49,8 +51,17 @@ def import_model(
             show_default=False,
         ),
     ] = None,
+    convert_to: Annotated[
+        str | None,
+        typer.Option(
+            "--convert-to",
+            metavar="TYPE",
+            help="What a checkpoint's floats become: F16, BF16 or F32. By default F16, or BF16 for one in BF16.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Bring a GGUF file into the store under a name, or a bundle with all its variants."""
+    """Bring a model into the store: a GGUF file or a checkpoint under a name, or a bundle with all its variants."""
     if bundle is None and path is not None and is_bundle(path):
         bundle, path = path, None
     shown = session.silenced() if session.as_json else session
@@ -67,7 +78,7 @@ def import_model(
             remedy="quantry import NAME PATH, or quantry import --bundle FILE",
         )  # fmt: skip
     with session.client() as client:
-        variant = import_file(shown, client, name, path, upload=upload)
+        variant = import_file(shown, client, name, path, upload=upload, convert_to=convert_to)
     if session.as_json:
         session.document(variant)
         return
@@ -81,12 +92,30 @@ def import_model(
         session.note(f"Next: quantry quantize {name} Q4_K_M, or quantry quantize {name} --all")
 
 
-def import_file(session: Session, client: Client, name: str, path: Path, *, upload: bool | None = None) -> VariantShape:
-    """Import one file and wait for it. Importing what is there already finds it again.
+def import_file(
+    session: Session,
+    client: Client,
+    name: str,
+    path: Path,
+    *,
+    upload: bool | None = None,
+    convert_to: str | None = None,
+) -> VariantShape:
+    """Import a file or a checkpoint's folder and wait for it. Importing what is there already finds it again.
 
     `upload` None: by path where the server is on this machine and takes it, else by bytes.
     """
-    return _bring(session, client, path, upload, lambda source: _import(session, client, {"name": name, **source}))
+    body = {"name": name}
+    if convert_to is not None:
+        if convert_to.upper() not in _FLOATS:
+            raise CommandFailed(
+                "invalid_parameter",
+                f"A checkpoint cannot be converted to {convert_to!r}.",
+                remedy=f"give --convert-to one of {', '.join(_FLOATS)}",
+                exit_code=ExitCode.USAGE,
+            )
+        body["convert_to"] = convert_to.upper()
+    return _bring(session, client, path, upload, lambda source: _import(session, client, {**body, **source}))
 
 
 def import_bundle(
@@ -94,7 +123,7 @@ def import_bundle(
 ) -> JobShape:
     """Take in a bundle and wait for it; the job. `upload` as above."""
 
-    def take_in(source: dict[str, str]) -> JobShape:
+    def take_in(source: dict[str, Any]) -> JobShape:
         body = source if name is None else {"name": name, **source}
         return watch_job(session, client, client.post(JobShape, "/v1/bundles", body))
 
@@ -110,13 +139,15 @@ def is_bundle(path: Path) -> bool:
         return path.suffix == ".tar"
 
 
-def _bring(session: Session, client: Client, path: Path, upload: bool | None, send: Callable[[dict[str, str]], T]) -> T:
-    """What `send` makes of the file's path, or of the digest of its bytes once they are sent."""
+def _bring(session: Session, client: Client, path: Path, upload: bool | None, send: Callable[[dict[str, Any]], T]) -> T:
+    """What `send` makes of a path, or of the digest of its bytes once they are sent; of those of a folder's files."""
     if upload is None and not client.is_local:
         upload = True
+    if upload and path.is_dir():
+        return send({"files": _upload_folder(session, client, path)})
     if upload:
         return send({"digest": upload_blob(session, client, path)})
-    if not path.is_absolute() and not path.is_file():
+    if not path.is_absolute() and not path.exists():
         raise no_file(path)
     try:
         return send({"path": str(path.absolute())})
@@ -124,10 +155,18 @@ def _bring(session: Session, client: Client, path: Path, upload: bool | None, se
         problem = failure.problem
         if problem.code not in _PATH_REFUSED:
             raise
-        if upload is None and path.is_file():
+        if upload is None and path.exists():
             # Another file system (a container), or a server that takes paths from some folders only.
             return _bring(session, client, path, True, send)
         raise CommandFailed(problem.code, problem.message, remedy="add --upload to send the file's bytes") from None
+
+
+def _upload_folder(session: Session, client: Client, folder: Path) -> dict[str, str]:
+    """Send the files of a checkpoint unless the server has them: their digests by name."""
+    files = sorted({path for pattern in _CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file()})
+    if not files:
+        raise no_file(folder)
+    return {path.relative_to(folder).as_posix(): upload_blob(session, client, path) for path in files}
 
 
 def _import(session: Session, client: Client, body: dict[str, Any]) -> VariantShape:

@@ -30,18 +30,15 @@ def check_name(name: str) -> str:
 
 
 def check_uses(uses: Iterable[AdapterUse]) -> None:
-    """Raise InvalidParameter for more adapters than a request can have, one named twice, and scales out of bounds."""
-    names = []
-    for use in uses:
-        names.append(use.name.lower())
+    """Raise InvalidParameter for more adapters than a request can have, and for scales out of bounds."""
+    asked = tuple(uses)
+    for use in asked:
         if not math.isfinite(use.scale) or abs(use.scale) > MAX_SCALE:
             raise InvalidParameter(
                 f"The scale of an adapter is from -{MAX_SCALE:g} to {MAX_SCALE:g}.", param="adapters"
             )
-    if len(names) > MAX_ADAPTERS:
+    if len(asked) > MAX_ADAPTERS:
         raise InvalidParameter(f"At most {MAX_ADAPTERS} adapters are used at once; name fewer.", param="adapters")
-    if len(set(names)) < len(names):
-        raise InvalidParameter("An adapter is named twice; name each once, with its scale.", param="adapters")
 
 
 def by_digest(
@@ -50,7 +47,7 @@ def by_digest(
     """The same in the words of a worker, which knows adapters by their bytes, and those that it needs for them: what
     was computed with a file that has been replaced since is never taken for the new one's.
 
-    `found` has the adapters by name. Two names of one file add up; what adds up to 0 is left out.
+    `found` has the adapters by name. Scales of one file add up; what adds up to 0 is left out.
     """
     scales: dict[str, float] = {}
     needed = {}

@@ -69,8 +69,8 @@ def _check_kind(header: Header) -> None:
     pieces = header.whole("split.count")
     if pieces is not None and pieces > 1:
         raise InvalidModel(
-            f"The file is one of {pieces} pieces of a split model, and the others are not with it. Give the path of one "
-            "in the folder that has them all, or upload all and name them in `files`."
+            f"The file is one of {pieces} pieces of a split model, and the others are not with it. Give the path of "
+            "one in the folder that has them all, or upload all and name them in `files`."
         )
     if "general.architecture" not in header.pairs:
         raise InvalidModel("The file does not name its architecture (general.architecture); convert the model again.")

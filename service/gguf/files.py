@@ -20,7 +20,7 @@ from service.domain.quants import BY_FILE_TYPE, UNQUANTIZED_TYPES, Family, Quant
 from service.gguf.checks import check_model, per_layer
 from service.gguf.header import MAGIC, MAX_HEADER_BYTES, TOKENS_KEY, Header, parse_header, weights
 
-_CONVERT = "convert the model with llama.cpp's convert_hf_to_gguf.py and import the result"
+_CONVERT = "take the model's safetensors files, or save it again with transformers, and import that folder"
 # First bytes -> what the file is and what to do.
 _OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", f"a zip archive, as PyTorch checkpoints (.bin, .pt, .pth) are; {_CONVERT}"),
@@ -119,7 +119,7 @@ def _what_it_is(start: bytes, size: int) -> str:
     if len(start) >= 9 and start[8:9] == b"{":
         (length,) = struct.unpack_from("<Q", start)
         if length <= min(_MAX_SAFETENSORS_HEADER_BYTES, size - 8):
-            return f"The file is no GGUF model but a safetensors file; {_CONVERT}."
+            return f"The file is no GGUF model but a safetensors file; give the checkpoint's whole folder."
     return "The file is no GGUF model: it does not start with the letters GGUF. Give a .gguf file."
 
 

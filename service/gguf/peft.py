@@ -130,7 +130,8 @@ def _read_config(files: Files) -> _Config:
 
 
 def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value == 0:
+    # Past 2**127 it is no 32-bit float, which is what GGUF has for it.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < abs(value) < 2**127:
         raise InvalidModel(f"{key} in {CONFIG} is no number but 0; get the adapter again.")
     return float(value)
 

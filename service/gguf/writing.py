@@ -25,6 +25,7 @@ from service.gguf.rewriting import header_bytes, pair
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """The types that are written, and the bytes of a number in each."""
 
+_HALF_EXPONENT = np.uint16(0x7C00)  # all set: no finite number
 _BLOCK_BYTES = 8 * 1024 * 1024  # of float32
 
 
@@ -84,19 +85,21 @@ def encoded(rows: Floats, kind: str, name: str) -> memoryview:
     Raises InvalidModel for what is no number, and for numbers that F16 cannot hold: llama.cpp's quantizer refuses both.
     """
     rows = np.ascontiguousarray(rows, "<f4")
-    # The sum is finite where all of it is, up to sums that overflow: those are looked at closely.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not np.isfinite(rows.sum(dtype=np.float32)) and not np.isfinite(rows).all():
-            raise InvalidModel(f"The tensor {name[:80]!a} holds infinities or NaN; the checkpoint is damaged.")
-        if kind == "F32":
-            return rows.data
-        if kind == "F16":
+    if not np.isfinite(rows).all():
+        raise InvalidModel(f"The tensor {name[:80]!a} holds infinities or NaN; the checkpoint is damaged.")
+    if kind == "F32":
+        return rows.data
+    if kind == "F16":
+        with np.errstate(over="ignore"):
             halves = rows.astype("<f2")
-            if not np.isfinite(halves.sum(dtype=np.float32)):
-                raise InvalidModel(
-                    f"The tensor {name[:80]!a} holds numbers beyond 65504, which F16 ends at; convert to BF16 or F32."
-                )
-            return halves.data
+        if (halves.view("<u2") & _HALF_EXPONENT == _HALF_EXPONENT).any():
+            raise InvalidModel(
+                f"The tensor {name[:80]!a} holds numbers beyond 65504, which F16 ends at; convert to BF16 or F32."
+            )
+        return halves.data
+    words = rows.view("<u2").reshape(*rows.shape, 2)
+    if not words[..., 0].any():  # it was BF16: nothing to round
+        return np.ascontiguousarray(words[..., 1]).data
     bits = rows.view("<u4")
     upper: NDArray[np.uint16] = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
     return upper.data

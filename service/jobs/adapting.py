@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from msgspec.structs import replace
 
 from service.domain.errors import InvalidModel, InvalidParameter, LoadFailed
 from service.gguf.adapters import check_values, read_adapter
@@ -20,13 +21,21 @@ from service.gguf.checkpoints import Files
 from service.gguf.files import read_header
 from service.gguf.header import MAGIC, Header
 from service.gguf.peft import CONFIG, convert_adapter
-from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
+from service.jobs.adapter_fetching import fetch_adapter
+from service.jobs.limits import (
+    lift_file_limit,
+    lift_memory_limit,
+    limit_file_size,
+    limit_memory,
+    stay_in_the_background,
+)
 from service.jobs.messages import AdapterMade, AdapterTask
 from service.jobs.outbox import Outbox
 from service.llama.adapter import Adapter, use_adapters
 from service.llama.context import Context
 from service.llama.model import Model
 
+_LOWEST = 19  # niceness
 _CELLS = 64
 _TOKENS = 8
 _CHUNK_BYTES = 1024 * 1024
@@ -37,13 +46,21 @@ def take_in(task: AdapterTask, outbox: Outbox) -> None:
     """Do the task and send one `AdapterMade`. Raises InvalidModel, InvalidParameter, OSError."""
     step = 0
     base = read_header(Path(task.base))
+    if task.access is not None:
+        files = fetch_adapter(task, step, outbox)
+        lift_file_limit()
+        if task.niceness > 0:  # what comes now computes, and is to leave the cores to inference
+            stay_in_the_background(_LOWEST)
+        alone = len(files) == 1
+        task = replace(task, source=files[0].path if alone else "", files=() if alone else files)
+        step += 1
     if task.digest is not None:
         path, digest = Path(task.source), task.digest
         limit_memory(path.stat().st_size)
         _refuse_weights_alone(path)
     else:
         path = Path(task.target)
-        digest = _bring(task, base, path, outbox)
+        digest = _bring(task, base, path, step, outbox)
         step += 1
     outbox.progress(step, 0.0)
     header, facts = read_adapter(path, base)
@@ -54,21 +71,21 @@ def take_in(task: AdapterTask, outbox: Outbox) -> None:
     outbox.send(AdapterMade(step + 1, str(path), digest, path.stat().st_size, facts))
 
 
-def _bring(task: AdapterTask, base: Header, target: Path, outbox: Outbox) -> str:
+def _bring(task: AdapterTask, base: Header, target: Path, step: int, outbox: Outbox) -> str:
     """Leave the adapter's GGUF file at `target`: converted from PEFT's files, or copied; its digest."""
     if task.files:
         files = Files({file.name: Path(file.path) for file in task.files})
     elif Path(task.source).is_dir():
-        files = Files.of_folder(Path(task.source), tuple(Path(folder) for folder in task.within))
+        files = Files.of_folder(Path(task.source), tuple(Path(folder).resolve() for folder in task.within))
     else:
-        return _copy(Path(task.source), target, outbox)
+        return _copy(Path(task.source), target, step, outbox)
     size_bytes = files.size_bytes()
     limit_memory(2 * size_bytes)
     limit_file_size(4 * size_bytes)  # the factors may be 8-bit floats, and are written in F32
-    return convert_adapter(files, base, target, lambda fraction, words: outbox.progress(0, fraction, words)).digest
+    return convert_adapter(files, base, target, lambda fraction, words: outbox.progress(step, fraction, words)).digest
 
 
-def _copy(source: Path, target: Path, outbox: Outbox) -> str:
+def _copy(source: Path, target: Path, step: int, outbox: Outbox) -> str:
     """Copy a GGUF file while hashing it. Raises InvalidParameter for what is no readable file, or changes meanwhile."""
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -88,7 +105,7 @@ def _copy(source: Path, target: Path, outbox: Outbox) -> str:
                 hasher.update(chunk)
                 output.write(chunk)
                 copied += len(chunk)
-                outbox.progress(0, min(1.0, copied / max(1, before.st_size)))
+                outbox.progress(step, min(1.0, copied / max(1, before.st_size)))
             output.flush()
             os.fsync(output.fileno())
         after = os.fstat(descriptor)

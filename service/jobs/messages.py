@@ -81,6 +81,7 @@ class AdapterTask(msgspec.Struct, frozen=True, tag="adapter"):
     files: tuple[NamedPath, ...] = ()
     access: RemoteAccess | None = None
     folder: str = ""
+    room_bytes: int = 1 << 50
     within: tuple[str, ...] = ()
 
 

@@ -110,9 +110,9 @@ class Run:
             return
         try:
             self._assignment.settle()
-        except QuantryError as problem:
+        except (QuantryError, OSError) as problem:
             # The job's end must be told all the same.
-            _log.error("what a job was not to leave could not be removed", job=self.job.id, problem=problem.message)
+            _log.error("what a job was not to leave could not be removed", job=self.job.id, problem=str(problem))
         _note(self.meter, self._assignment)
 
     def _prepare(self) -> Assignment:

@@ -79,7 +79,8 @@ def canonical(spec: JobSpec, stores: Stores) -> JobSpec:
             return replace(spec, variant=_canonical_file(spec.variant, catalog))
         case AdapterSpec():
             check_sources(spec)
-            return replace(spec, base=_canonical_file(spec.base, catalog))
+            source = None if spec.source is None else parse_address(spec.source).display
+            return replace(spec, base=_canonical_file(spec.base, catalog), source=source)
         case VerifySpec():
             names = dict.fromkeys(_canonical_model(name, catalog) for name in spec.models)
             return replace(spec, models=tuple(names), digests=tuple(map(parse_digest, dict.fromkeys(spec.digests))))

@@ -120,6 +120,7 @@ class Pool:
         `on_use` hears of the blobs that are loaded and unloaded. All three may block.
         """
         self._on_use = on_use
+        self._notes: set[asyncio.Task[None]] = set()
         self._options = options
         self._smaller_levels = smaller_levels
         self._path_of = path_of
@@ -155,6 +156,7 @@ class Pool:
         error = ShuttingDown("The server is shutting down; send the request to it again later.", retry_after_seconds=5)
         workers = [slot.worker for slot in self._slots.values() if slot.worker is not None]
         await asyncio.gather(*(worker.stop(error) for worker in workers))
+        await asyncio.gather(*self._notes)
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -446,7 +448,7 @@ class Pool:
             worker.placement = without_flash_attention(slot.variant.facts, worker.placement)
         slot.wanted_context = max(slot.wanted_context, wish.context_length)
         slot.became_ready(worker)
-        await self._note_use(slot)
+        self._begin_note(slot)
         if worker.rung != remembered:
             await asyncio.to_thread(self._rungs.set_rung, self._options.machine, slot.variant.digest, str(worker.rung))
         return worker
@@ -673,13 +675,19 @@ class Pool:
         try:
             if slot.worker is not None:
                 await slot.worker.stop()
-                await self._note_use(slot)
+                self._begin_note(slot)
         finally:
             slot.clear()
             slot.wanted_context = 0
             slot.adapter_room_bytes = 0
             slot.keep_alive_seconds = None
             slot.unloading = None
+
+    def _begin_note(self, slot: Slot) -> None:
+        """Have a use noted; nobody waits for the database."""
+        note = asyncio.create_task(self._note_use(slot))
+        self._notes.add(note)
+        note.add_done_callback(self._notes.discard)
 
     async def _note_use(self, slot: Slot) -> None:
         try:

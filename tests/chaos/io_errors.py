@@ -1,6 +1,6 @@
 """Lets the disk fail under a store at every point of a day's work, and looks at what is told and what is left.
 
-    python -m tests.chaos.io_errors FOLDER [--seed 1] [--most-seconds 600] [--code 5]
+    python -m tests.chaos.io_errors FOLDER [--seed 1] [--most-runs 12] [--code 5]
 
 The call fails once, the first to fifth time it is made in that operation. What fails must say so, leave no temp file
 and the state before or after the change, and be done well the second time. A failed fsync is not tried again.
@@ -94,20 +94,21 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--code", type=int, default=errno.EIO)
-    parser.add_argument("--most-seconds", type=float, default=3600.0)
+    parser.add_argument("--most-runs", type=int, default=1_000_000)
     parser.add_argument("--only", default="", help="operations that begin so")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     began = time.monotonic()
     outcomes: Counter[str] = Counter()
-    broken = []
+    runs, broken = 0, []
     passed = points_of(options.folder, options.seed)
     for name in sorted(passed):
         operation, _, call = name.partition(": ")
         if call.split()[0] not in CALLS or not operation.startswith(options.only):
             continue
         for count in range(1, min(MOST_TIMES, passed[name]) + 1):
-            if time.monotonic() - began > options.most_seconds:
+            runs += 1
+            if runs > options.most_runs:
                 break
             try:
                 outcome = run_failing(options.folder, options.seed, name, count, options.code)

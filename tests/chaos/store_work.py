@@ -69,9 +69,9 @@ class Opened:
         queue = JobQueue(engine, max_queued=10)
         return cls(home, engine, stores, queue, DesiredLevels(engine))
 
-    def sweep(self) -> None:
+    def sweep(self, wanted: frozenset[str]) -> None:
         """As the server does every ten minutes."""
-        keep = self.queue.active_digests()
+        keep = self.queue.active_digests() | wanted
         self.stores.catalog.forget_unused(keep, 0)
         self.stores.blobs.sweep(keep | self.stores.catalog.referenced_digests(), 0)
 
@@ -154,6 +154,16 @@ def run_job(opened: Opened, spec: JobSpec, contents: dict[str, bytes], landed: A
         job = opened.queue.claim()
 
 
+def job_of(spec: JobSpec, contents: dict[str, bytes] | None = None) -> Callable[[Opened, Acknowledge], None]:
+    """A job as an operation: what it makes is acknowledged as it lands, and at last its end."""
+
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        run_job(opened, spec, contents or {}, ack)
+        ack()
+
+    return run
+
+
 def carry_out(opened: Opened, job: Job, contents: dict[str, bytes], landed: Acknowledge) -> None:
     bench = Bench(opened.stores, job_id=job.id, done=job.result)
     assignment = assign(job.spec, bench)
@@ -192,6 +202,8 @@ class Day:
         self._random = random.Random(seed)
         self._folder = folder
         folder.mkdir(exist_ok=True)
+        self._upload = self._content() + b"u"
+        self._wanted = frozenset({digest_of(self._upload)})
         threads = [self._models(), self._uploads(), self._refused(), self._transfer(), self._other()]
         self.operations: list[Operation] = []
         while threads:
@@ -222,12 +234,11 @@ class Day:
         levels = {label: self._content() for label in LEVELS}
         spec = QuantizeSpec("gloss:F16", digest_of(source), LEVELS)
         yield importing("gloss", path, source)
-        quantize = Operation(
+        yield Operation(
             "quantize",
             (*(add_variant(f"gloss:{label}", digest_of(levels[label])) for label in LEVELS), same),
-            lambda opened, ack: (run_job(opened, spec, levels, ack), ack())[0],
+            job_of(spec, levels),
         )
-        yield quantize
         words = ["gloss:F16", "gloss:Q8_0", "gloss:Q4_0"]
         self._random.shuffle(words)
         for target in words[:2]:
@@ -241,18 +252,18 @@ class Day:
         yield deleting("gloss:latest", ())
         victim = self._random.choice(LEVELS)
         yield deleting(f"gloss:{victim}", (f"gloss:{victim}",))
-        yield sweeping()
+        yield sweeping(self._wanted)
         rest = next(label for label in LEVELS if label != victim)
         yield deleting("gloss", ("gloss:F16", f"gloss:{rest}"))
-        yield sweeping()
+        yield sweeping(self._wanted)
 
     def _uploads(self) -> Iterator[Operation]:
-        content, unused = self._content() + b"u", self._content() + b"v"
+        content, unused = self._upload, self._content() + b"v"
         yield uploading(content)
         yield Operation(
             "import of an upload",
             (add_variant("other:F16", digest_of(content), used=False), same),
-            lambda opened, ack: (run_job(opened, ImportSpec("other", digest=digest_of(content)), {}, ack), ack())[0],
+            job_of(ImportSpec("other", digest=digest_of(content))),
         )
         yield uploading(unused)
         yield uploading_other_bytes(self._content())
@@ -277,13 +288,13 @@ class Day:
 def importing(name: str, path: Path, content: bytes) -> Operation:
     spec = ImportSpec(name, path=str(path))
     change = add_variant(f"{name}:F16", digest_of(content))
-    return Operation("import", (change, same), lambda opened, ack: (run_job(opened, spec, {}, ack), ack())[0])
+    return Operation("import", (change, same), job_of(spec))
 
 
 def adopting_again(name: str, path: Path, content: bytes) -> Operation:
     """The same file under the same name: nothing changes."""
     spec = ImportSpec(name, path=str(path))
-    return Operation("import again", (same, same), lambda opened, ack: (run_job(opened, spec, {}, ack), ack())[0])
+    return Operation("import again", (same, same), job_of(spec))
 
 
 def tagging(tag: str, target: str) -> Operation:
@@ -336,14 +347,17 @@ def deleting(name: str, gone: tuple[str, ...]) -> Operation:
     return Operation("delete", (change,), run)
 
 
-def sweeping() -> Operation:
-    """Uploads that nothing is made of lose their row, whatever the age, and every file without one goes."""
+def sweeping(wanted: frozenset[str]) -> Operation:
+    """Uploads that nothing is made of lose their row, whatever the age, and every file without one goes.
+
+    `wanted` stands for those that are too young for that.
+    """
 
     def run(opened: Opened, ack: Acknowledge) -> None:
-        opened.sweep()
+        opened.sweep(wanted)
         ack()
 
-    return Operation("sweep", (lambda state: state.with_(uploads=frozenset()),), run)
+    return Operation("sweep", (lambda state: state.with_(uploads=state.uploads & wanted),), run)
 
 
 def uploading(content: bytes) -> Operation:

@@ -11,7 +11,7 @@ from tests.chaos.driver import run_driver
 
 
 def test_no_accepted_mutant_kills_llama_cpp(tmp_path: Path) -> None:
-    arguments = ("--mutants", 200, "--through", 15, "--most-seconds", 4, "--folder", tmp_path)
+    arguments = ("--mutants", 200, "--through", 12, "--folder", tmp_path)
     found = run_driver("fuzz_gguf", *arguments, timeout=90)
     assert found["validator"]["found"] == []
     assert found["llama"]["found"] == []

@@ -96,7 +96,8 @@ def _merges(value: object) -> Iterator[tuple[str, str]]:
 def _added(value: object, files: Files) -> Iterator[AddedToken]:
     texts = set()
     for item in values.sequence(value, "its list of added tokens"):
-        token = _added_token(values.mapping(item, "an added token").get("id"), item)
+        entry = values.mapping(item, "an added token")
+        token = _added_token(entry.get("id"), entry)
         texts.add(token.text)
         yield token
     yield from (token for token in config_tokens(files) if token.text not in texts)

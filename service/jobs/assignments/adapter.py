@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.domain.adapters import check_name
+from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, BlobNotFound, InvalidParameter
 from service.domain.jobs import AdapterSpec, Step
+from service.domain.remote import admit, origin_of, parse_address
 from service.jobs.assignments.bench import Bench, Remark
 from service.jobs.messages import AdapterMade, AdapterTask, NamedPath, Outcome, Task
 
-COPY, CONVERT, CHECK, LOAD = "copy", "convert", "check", "load"
+FETCH, COPY, CONVERT, CHECK, LOAD = "fetch", "copy", "convert", "check", "load"
+FOLDER = "adapter"
+"""The kind of the folder among the transfers that files from elsewhere come into."""
 # The base is loaded and computes a few tokens; that is most of the work of small adapters.
 _LOAD_SHARE = 8
 _LEAST_WEIGHT_BYTES = 4 * 1024**2
+_FETCHING_NICENESS = 5
 
 
 class AdapterAssignment:
@@ -24,7 +29,8 @@ class AdapterAssignment:
     def __init__(self, spec: AdapterSpec, bench: Bench) -> None:
         """Raises ModelNotFound, Conflict for a base that has changed, BlobCorrupt, BlobNotFound, DiskFull.
 
-        And InvalidParameter for a path that cannot be read.
+        And InvalidParameter for a path that cannot be read and what is no address, Forbidden for one that may not be
+        reached.
         """
         base = bench.variant(spec.base.name, spec.base.digest)
         if base.corrupt:
@@ -34,6 +40,10 @@ class AdapterAssignment:
         self._model = base.model
         self._temp = bench.temp("adapter")
         self._name: str | None = None
+        self._folder: Path | None = None
+        if spec.source is not None:
+            self._prepare_fetch(spec.source, base, bench)
+            return
         files = tuple(NamedPath(file.name, bench.blob(file.digest, f"{file.name[:80]!r}")) for file in spec.files)
         if spec.path is not None:
             _check_readable(Path(spec.path))
@@ -57,6 +67,27 @@ class AdapterAssignment:
         self.steps = tuple(Step(name) for name in (*first, CHECK, LOAD))
         work = max(size_bytes, _LEAST_WEIGHT_BYTES)
         self.weights = (work, work, _LEAST_WEIGHT_BYTES + base.size_bytes // _LOAD_SHARE)[-len(self.steps) :]
+
+    def _prepare_fetch(self, source: str, base: Variant, bench: Bench) -> None:
+        blobs, partials = bench.stores.blobs, bench.stores.partials
+        admit(origin_of(parse_address(source), bench.access), bench.access.hosts)
+        blobs.check_space(0)
+        self.task = None
+        if bench.job_id != "new":  # it is to run, and not only to be queued
+            self._folder = partials.folder(FOLDER, source)
+            self.task = AdapterTask(
+                source=source,
+                target=str(self._temp),
+                base=bench.blob(base.digest, base.name),
+                name=self._spec.name,
+                digest=None,
+                niceness=min(bench.niceness, _FETCHING_NICENESS),
+                access=bench.access,
+                folder=str(self._folder),
+                room_bytes=max(1, blobs.room_bytes()),
+            )
+        self.steps = tuple(Step(name) for name in (FETCH, CONVERT, CHECK, LOAD))
+        self.weights = (100, 20, 10, 20)
 
     def step_of(self, number: int) -> int:
         """The child counts the same steps."""
@@ -83,7 +114,9 @@ class AdapterAssignment:
         """It is done when its steps are."""
 
     def settle(self) -> None:
-        """An adapter that was entered stays."""
+        """An adapter that was entered stays; what was fetched for it is the blob now."""
+        if self._folder is not None and (self._name is not None or not any(self._folder.iterdir())):
+            self._bench.stores.partials.discard(self._folder)
 
     def result(self) -> tuple[str, ...]:
         """The adapter's name."""

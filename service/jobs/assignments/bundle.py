@@ -67,7 +67,9 @@ class BundleAssignment:
         assert source is not None
         bundle = read_bundle(source)
         self._entries = _entries(bundle.files, spec.name)
-        stored = {variant.digest: variant for variant in catalog.variants() if blobs.has(variant.digest)}
+        digests = {entry.file.digest for entry in self._entries}
+        found = [variant for variant in catalog.variants() if variant.digest in digests]
+        stored = {variant.digest: variant for variant in found if blobs.has(variant.digest)}
         self._known: dict[int, Variant] = {}
         self._twins: dict[int, str] = {}  # entries whose bytes another entry brings
         self._made: dict[str, MadeFile] = {}

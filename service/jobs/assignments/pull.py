@@ -92,8 +92,8 @@ class PullAssignment:
         """It is done when its steps are."""
 
     def settle(self) -> None:
-        """What came is the blob now."""
-        if self._is_over:
+        """What came is the blob now; of what has not come there is nothing to go on with."""
+        if self.task is not None and (self._is_over or not bytes_in(self._folder)):
             self._bench.stores.partials.discard(self._folder)
 
     def result(self) -> tuple[str, ...]:
@@ -107,5 +107,5 @@ def discard_refused_pull(spec: PullSpec, stores: Stores) -> None:
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes that the files of a folder take on the disk."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.iterdir())
+    """Bytes that the files of a folder take on the disk; 0 where there is none."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.glob("*"))

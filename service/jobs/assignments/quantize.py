@@ -12,6 +12,7 @@ from service.domain.catalog import LevelPlan, Lineage, Variant
 from service.domain.errors import ModelNotFound
 from service.domain.jobs import QuantizeSpec
 from service.domain.quants import QUANTIZATIONS
+from service.domain.recipes import Recipe
 from service.jobs.admission import Level, admit, canonical_levels, has_importance, is_stock, recipe_of
 from service.jobs.assignments.bench import Bench, LaboratoryAssignment, Part, nothing
 from service.jobs.assignments.calibrate import Calibration

@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from service.api.shapes import NAME_PATTERN
 from tests.server import GLOSS, Server
+from tests.tiny_models import write_adapter
 
 KEY = "a-key-of-at-least-sixteen-characters"
 HEADERS = {"X-API-Key": KEY}
@@ -72,6 +73,10 @@ WORK = ("POST /v1/quantize", "POST /v1/calibrate", "POST /v1/evaluate", "POST /v
 ALSO_NAMES = {
     "POST /v1/variants/{ref}/verify": ("unsupported_method", "allow_header_conformance"),
     "POST /v1/variants/{ref}/rebuild": ("unsupported_method", "allow_header_conformance"),
+    "GET /v1/variants/{ref}/file": ("unsupported_method", "allow_header_conformance"),
+    "HEAD /v1/variants/{ref}/file": ("unsupported_method", "allow_header_conformance"),
+    "GET /v1/models/{ref}/bundle": ("unsupported_method", "allow_header_conformance"),
+    "HEAD /v1/models/{ref}/bundle": ("unsupported_method", "allow_header_conformance"),
     "POST /v1/models/copy": ("unsupported_method", "allow_header_conformance"),
     "POST /v1/responses/input_tokens": ("unsupported_method", "allow_header_conformance"),
 }
@@ -90,6 +95,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.start()
     server.add_gloss()
     server.quantize("Q4_K_M")
+    write_adapter(server.home / "adapter.gguf", GLOSS)
+    adapter = (server.home / "adapter.gguf").read_bytes()
+    assert server.client.put(f"/v1/blobs/{digest_of(adapter)}", content=adapter).status_code == 201
+    server.json("POST", "/v1/adapters", 201, {"model": "gloss", "name": "tone", "digest": digest_of(adapter)})
     job = server.json("POST", "/v1/calibrate", 202, {"model": "gloss", "chunks": 1})
     assert server.wait_for_job(job["id"])["status"] == "succeeded"
     yield server
@@ -113,6 +122,10 @@ class Aim:
         self._server = server
         self._job_id = server.json("GET", "/v1/jobs", 200)["data"][0]["id"]
         self._gloss_digest = server.json("GET", "/v1/variants/gloss:F16", 200)["digest"]
+        self._adapter_digest = server.json("GET", "/v1/adapters/gloss/tone", 200)["digest"]
+        bundle = server.client.get("/v1/models/gloss/bundle?levels=Q4_K_M").content
+        self._bundle_digest = digest_of(bundle)
+        assert server.client.put(f"/v1/blobs/{self._bundle_digest}", content=bundle).status_code == 201
         self._matrix_digest = server.json("GET", "/v1/importance-matrices", 200)["data"][0]["digest"]
 
     def at(self, case: Case) -> None:
@@ -132,16 +145,19 @@ class Aim:
             query["model"] = "gloss"
         if negative:
             return
-        if case.operation.label == "PATCH /v1/blobs/{digest}" and isinstance(sent := getattr(body, "data", None), bytes):
-            span = f"0-{len(sent) - 1}" if sent else "*"
-            case.headers = {**(case.headers or {}), "Content-Range": f"bytes {span}/{len(sent)}"}
+        if case.operation.label == "PATCH /v1/blobs/{digest}":
+            piece = getattr(body, "data", None) or b""
+            span = f"0-{len(piece) - 1}" if piece else "*"
+            case.headers = {**(case.headers or {}), "Content-Range": f"bytes {span}/{len(piece)}"}
         if "job_id" in parameters:
             parameters["job_id"] = self._job_id
         if "response_id" in parameters:
             parameters["response_id"] = self._response_id()
             query.pop("after", None)
             query.pop("stream", None)
-        if "name" in parameters:
+        if "adapters" in case.operation.label:
+            self._adapter(case, parameters, body)
+        elif "name" in parameters:
             self._dataset(case.operation.label, parameters)
         if "importance-matrices" in case.operation.label and "digest" in parameters:
             parameters["digest"] = self._matrix_digest
@@ -153,7 +169,7 @@ class Aim:
 
     def _names(self, label: str, parameters: dict[str, Any], body: Any) -> None:
         if is_name(parameters.get("ref")):
-            parameters["ref"] = "gloss:Q4_K_M"
+            parameters["ref"] = "gloss" if label.endswith("/bundle") else "gloss:Q4_K_M"
             if label.startswith("DELETE"):
                 copy = {"source": "gloss:F16", "destination": "scratch"}
                 assert self._server.client.post("/v1/models/copy", json=copy).status_code == 201
@@ -177,6 +193,18 @@ class Aim:
             parameters["name"] = "scratch"
             assert self._server.client.put("/v1/datasets/scratch", content=b"text").status_code == 201
 
+    def _adapter(self, case: Case, parameters: dict[str, Any], body: Any) -> None:
+        label, known = case.operation.label, {"model": "gloss", "digest": self._adapter_digest}
+        if label == "POST /lora-adapters":
+            case.body = [{"id": 0, "scale": one["scale"]} for one in body or ()]
+        elif isinstance(body, dict) and body.get("digest") is not None:
+            body.update(known)
+        elif "name" in parameters:
+            parameters.update(ref="gloss", name="tone")
+            if label.startswith("DELETE"):
+                parameters["name"] = "scratch"
+                self._server.json("POST", "/v1/adapters", 201, {**known, "name": "scratch"})
+
     def _work(self, label: str, body: dict[str, Any], drawn: int) -> None:
         """Long work only now and then."""
         if label == "POST /v1/models" and drawn % 4 == 0:
@@ -184,6 +212,8 @@ class Aim:
                 body["path"] = str(GLOSS)
             elif body.get("digest") is not None:
                 body["digest"] = self._gloss_digest
+        elif label == "POST /v1/bundles" and body.get("digest") is not None:
+            body.update(digest=self._bundle_digest, name=None)
         elif label == "POST /v1/quantize":
             body["dry_run"] = body.get("dry_run", False) or drawn % 8 > 0
             if drawn % 4 < 3:  # else in a child, which takes its time
@@ -222,6 +252,10 @@ def settle(body: dict[str, Any]) -> None:
     """Put right what fits the document and cannot be meant so."""
     if isinstance(body.get("input"), list) and any(isinstance(item, dict) for item in body["input"]):
         body["input"] = [item for item in body["input"] if item.get("type") != "item_reference"] or "It"
+    if isinstance(body.get("adapters"), list) and body["adapters"]:
+        body["adapters"] = ["tone"]
+    if isinstance(body.get("lora"), list):
+        body["lora"] = [{**one, "id": 0} for one in body["lora"]]
     for field in ("tokens", "content", "prompt"):
         if isinstance(body.get(field), list):
             body[field] = known_tokens(body[field])
@@ -281,7 +315,18 @@ def refusal(answer: Any) -> dict[str, Any]:
 def is_meaning(error: dict[str, Any]) -> bool:
     """Whether a refusal depends on what the words mean here: of a recipe, that is what a pattern finds and a key is."""
     # A choice names one of the tools, and what a call was given is JSON.
-    fields = ("Content-Range", "recipe", "tool_choice", "tools", "function_call", "messages", "thinking.budget_tokens")
+    # An address is one of several things, and its host is one that may be reached.
+    fields = (
+        "Content-Range",
+        "address",
+        "from",
+        "recipe",
+        "tool_choice",
+        "tools",
+        "function_call",
+        "messages",
+        "thinking.budget_tokens",
+    )
     is_fields = error["code"] == "invalid_parameter" and str(error["param"]).startswith(fields)
     return is_fields or error["code"] in MEANING
 

@@ -101,7 +101,7 @@ def _short(value: Any) -> Any:
 # ---- differences on purpose ----
 
 IGNORED_KEYS: Mapping[str, str] = {
-    "general.name": "The reference makes a title of the folder's name; ours is the name that the model is imported as.",
+    "general.name": "The reference makes a title of the folder's name where the card gives none.",
     "general.basename": "The reference guesses it from the folder's name.",
     "general.finetune": "The reference guesses it from the folder's name.",
 }

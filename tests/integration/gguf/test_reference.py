@@ -30,7 +30,7 @@ RECORD = json.loads(reference.RECORD.read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Path]:
-    """The GGUF file that we make of a family's checkpoint; named as the reference names its models, by the folder."""
+    """The GGUF file that we make of a family's checkpoint."""
     folder = tmp_path_factory.mktemp("converted")
 
     @cache
@@ -39,7 +39,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, s
         if not source.exists():
             checkpoints.write(source, family, dtype=dtype)
         target = folder / f"{family}-{dtype}-{outtype}.gguf"
-        convert.convert(Files.of_folder(source), target, outtype.upper(), lambda part, step: None, name=family)
+        convert.convert(Files.of_folder(source), target, outtype.upper(), lambda part, step: None)
         return target
 
     return make

@@ -54,8 +54,11 @@ def test_a_template_that_is_of_no_use_is_told_with_its_reason(template: str, rea
     [
         LOOP + LOOP + LOOP + END + END + END,
         "{% set ns = namespace(s=['ab']) %}" + LOOP + "{% set ns.s = ns.s + ns.s %}" + END,
-        "{{ ('a,' * 500000).split(',') | join('b' * 1000000) }}",
-        "{% for a in range(90000) %}{% set x = ('x' * 1000000) | upper | list | sort | join %}{% endfor %}",
+        pytest.param("{{ ('a,' * 500000).split(',') | join('b' * 1000000) }}", marks=pytest.mark.slow),
+        pytest.param(
+            "{% for a in range(90000) %}{% set x = ('x' * 1000000) | upper | list | sort | join %}{% endfor %}",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_template_that_never_ends_or_eats_all_memory_ends_in_a_verdict(template: str) -> None:

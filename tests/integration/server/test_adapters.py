@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests import adapters, tiny_models
+from tests.remote_hub import FakeHub, Fault
 from tests.server import GLOSS, Server
 
 PROMPT = "The lighthouse keeper wrote a letter to his sister, and she"
@@ -54,9 +55,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Path]) -> Iterator[Server]:
+def hub(files: dict[str, Path]) -> Iterator[FakeHub]:
+    """One repository with a PEFT adapter, one with GGUF adapters."""
+    with FakeHub() as hub:
+        hub.add("me/tone", {"README.md": b"#", **{path.name: path.read_bytes() for path in files["tone"].iterdir()}})
+        hub.add("me/voices", {f"{name}.gguf": files[name].read_bytes() for name in ("voice", "other")})
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Path], hub: FakeHub) -> Iterator[Server]:
     """gloss with a PEFT adapter by its uploaded files, and a GGUF adapter by path."""
-    server = Server(tmp_path_factory.mktemp("adapters-server") / "home", {"QUANTRY_PARALLEL": "8"}).start()
+    settings = {"QUANTRY_PARALLEL": "8", **hub.settings}
+    server = Server(tmp_path_factory.mktemp("adapters-server") / "home", settings).start()
     server.add_gloss()
     named = {path.name: upload(server, path) for path in files["tone"].iterdir()}
     server.json("POST", "/v1/adapters", 201, {"model": "gloss", "name": "tone", "files": named})
@@ -90,6 +101,21 @@ def test_the_memory_of_adapters_counts_from_their_first_use_on(server: Server) -
     assert (before["adapters"], after["adapters"]) == ([], ["voice"])
     assert after["memory_bytes"] - before["memory_bytes"] == size
     assert after["pid"] == before["pid"], "the worker went on"
+
+
+def test_an_adapter_is_fetched_from_the_hub_and_a_line_that_drops_does_not_stop_it(
+    server: Server, hub: FakeHub
+) -> None:
+    hub.faults["adapter_model.safetensors"] = [Fault.DROP]
+    digests = {name: server.json("GET", f"/v1/adapters/gloss/{name}", 200)["digest"] for name in ("tone", "voice")}
+    for name, address in (("tone", "hf.co/me/tone"), ("voice", "hf.co/me/voices:voice.gguf")):
+        body = {"model": "gloss", "name": "fetched", "from": address}
+        assert server.json("POST", "/v1/adapters", 201, body)["digest"] == digests[name]
+        server.json("DELETE", "/v1/adapters/gloss/fetched", 200)
+    assert not list((server.home / "blobs" / "partial").iterdir())
+    for address, status in (("hf.co/me/voices", 404), ("hf.co/me/nothing", 404), ("ftp://x/y", 400), ("gloss", 400)):
+        body = {"model": "gloss", "name": "fetched", "from": address}
+        assert server.client.post("/v1/adapters", json=body).status_code == status, address
 
 
 def test_every_dialect_of_openai_takes_adapters_too(server: Server) -> None:
@@ -127,7 +153,7 @@ def test_llama_server_s_clients_choose_by_number_and_set_scales_for_all(server: 
     assert complete(lora=[{"id": 0, "scale": 1.0}]) == ask(server, ["tone"])
     server.json("POST", "/lora-adapters?model=gloss", 200, [])
     assert complete() == ask(server, [])
-    assert server.json("POST", "/completion", 400, {"model": "gloss", "prompt": "x", "lora": [{"id": 7, "scale": 1}]})
+    assert server.json("POST", "/completion", 404, {"model": "gloss", "prompt": "x", "lora": [{"id": 7, "scale": 1}]})
 
 
 def test_a_name_made_by_ollama_s_create_carries_its_adapter(server: Server, files: dict[str, Path]) -> None:

@@ -33,6 +33,7 @@ VARIANT_FIELDS = {
     "lineage",
     "created_at",
     "license",
+    "chat_template",
 }
 
 STOCK_RECIPE = {
@@ -153,7 +154,8 @@ async def test_names_that_reach_nothing(client, ref, status):
 
 async def test_deleting_a_variant_makes_it_a_404(client):
     answer = await client.delete("/v1/variants/gloss:Q8_0")
-    assert answer.json() == {"id": "gloss:Q8_0", "object": "variant", "deleted": True, "variants": ["gloss:Q8_0"]}
+    gone = {"id": "gloss:Q8_0", "object": "variant", "deleted": True, "variants": ["gloss:Q8_0"], "orphaned": []}
+    assert answer.json() == gone
     assert (await client.get("/v1/variants/gloss:Q8_0")).status_code == 404
     assert (await client.delete("/v1/variants/gloss:Q8_0")).status_code == 404
     assert (await client.delete("/v1/models/gloss")).json()["variants"] == ["gloss:F16"]

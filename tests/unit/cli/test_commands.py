@@ -19,15 +19,17 @@ from service.cli.session import default_url, running_server
 from service.settings import FOREIGN_NAMES, Settings, load_settings
 
 COMMANDS = (
-    "demo", "serve", "stop-server", "run", "ps", "stop", "import", "export", "list", "show", "cp", "rm", "verify", "quantize",
+    "demo", "serve", "stop-server", "run", "ps", "stop", "import", "export", "adopt", "list", "show", "cp", "rm",
+    "verify", "store", "prune", "pin", "unpin", "quantize",
     "plan", "calibrate", "evaluate", "rebuild", "recommend", "frontier", "importance", "datasets", "jobs", "doctor",
-    "version",
+    "version", "pull", "remote",
 )  # fmt: skip
 NEEDS_SERVER = (
     ["list"], ["show", "x"], ["cp", "x", "y"], ["rm", "x"], ["verify", "x"], ["ps"], ["stop", "x"], ["jobs"],
     ["jobs", "x", "--cancel"], ["jobs", "x", "--watch"], ["plan", "x"], ["quantize", "x", "Q8_0"], ["run", "x", "hi"],
     ["calibrate", "x"], ["evaluate", "x"], ["rebuild", "x"], ["importance"], ["datasets"], ["recommend", "x"],
-    ["frontier", "x"], ["export", "x"], ["export", "x", "--bundle", "x.tar"],
+    ["verify"], ["store"], ["prune"], ["pin", "x"], ["unpin", "x"],
+    ["frontier", "x"], ["pull", "x"], ["remote", "x"], ["export", "x"], ["export", "x", "--bundle", "x.tar"],
 )  # fmt: skip
 
 

@@ -36,13 +36,12 @@ def test_other_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "uses",
     [
-        [AdapterUse("a"), AdapterUse("A", 0.5)],
         [AdapterUse(str(number)) for number in range(MAX_ADAPTERS + 1)],
         [AdapterUse("a", math.nan)],
         [AdapterUse("a", math.inf)],
         [AdapterUse("a", 100.5)],
     ],
-    ids=["twice", "too many", "no number", "infinite", "too much"],
+    ids=["too many", "no number", "infinite", "too much"],
 )
 def test_what_no_request_may_ask_is_refused(uses: list[AdapterUse]) -> None:
     with pytest.raises(InvalidParameter) as refused:

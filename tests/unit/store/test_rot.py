@@ -50,6 +50,12 @@ def whole(tiny: dict[str, Path]) -> bytes:
     return tiny["bert"].read_bytes()[:64_000]  # the header and some data
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of small files are written; that they are on disk for good is shown elsewhere."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+
+
 @pytest.fixture
 def store(tmp_path: Path, whole: bytes) -> Iterator[tuple[Catalog, BlobStore, str]]:
     engine = open_database(f"sqlite:///{tmp_path}/catalog.db")

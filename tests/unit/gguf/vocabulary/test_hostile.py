@@ -131,3 +131,11 @@ def test_any_bytes_are_no_model_or_one(data: bytes) -> None:
 def test_protobuf_that_is_wrong_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidModel, match=r"tokenizer\.model"):
         read_pieces(data)
+
+
+@pytest.mark.parametrize("item", [None, 7, "x", [], {}, {"id": 1}, {"id": 1, "content": None}, {"id": True}])
+def test_an_added_token_that_is_none_is_refused(item: object, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(tmp_path / "llama", "llama")
+    tokenizer.change("tokenizer.json", lambda file: file["added_tokens"].append(item))
+    with pytest.raises(InvalidModel, match="damaged"):
+        tokenizer.fields()
