@@ -119,7 +119,7 @@ def _what_it_is(start: bytes, size: int) -> str:
     if len(start) >= 9 and start[8:9] == b"{":
         (length,) = struct.unpack_from("<Q", start)
         if length <= min(_MAX_SAFETENSORS_HEADER_BYTES, size - 8):
-            return f"The file is no GGUF model but a safetensors file; give the checkpoint's whole folder."
+            return "The file is no GGUF model but a safetensors file; give the checkpoint's whole folder."
     return "The file is no GGUF model: it does not start with the letters GGUF. Give a .gguf file."
 
 

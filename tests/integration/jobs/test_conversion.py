@@ -13,7 +13,7 @@ from service.domain.jobs import ImportSpec, JobStatus, NamedBlob, QuantizeSpec
 from service.domain.recipes import Recipe
 from tests import checkpoints
 
-ONE_OF_EACH = ("llama", "mistral", "qwen3", "gemma3", "phi3")
+SOME = ("llama", "gemma3", "phi3")  # all of them: tests/integration/gguf/test_round_trip.py
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ async def test_the_level_in_the_name_is_what_a_checkpoint_becomes(empty, llama):
     assert job.result == ("tiny:F32",)
 
 
-@pytest.mark.parametrize("family", ONE_OF_EACH)
-async def test_a_checkpoint_of_each_family_can_be_quantized_and_loads(empty, tmp_path, family):
+@pytest.mark.parametrize("family", SOME)
+async def test_a_checkpoint_of_any_family_can_be_quantized_and_loads(empty, tmp_path, family):
     folder = checkpoints.write(tmp_path / family, family, dtype="BF16")
     source = await empty.imported(folder, family)
     assert (source.facts.quantization, source.lineage.converted_from.endswith(", BF16)")) == ("BF16", True)

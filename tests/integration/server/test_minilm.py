@@ -18,8 +18,8 @@ TEXTS = (
     "quantization",
 )
 # The least cosine with the original that each level must reach on each of TEXTS, a little below what was measured:
-# 0.999999, 0.9992, 0.9916 and 0.9904.
-LEAST = {"F16": 0.9999, "Q8_0": 0.998, "Q5_K_M": 0.985, "Q4_K_M": 0.98}
+# 0.999999, 0.9992 and 0.9904.
+LEAST = {"F16": 0.9999, "Q8_0": 0.998, "Q4_K_M": 0.98}
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,8 @@ async def test_variants_have_exactly_their_fields(client):
         "duration_seconds": 2.5,
         "lossy_source": False,
         "search": None,
+        "converted_from": None,
+        "remote": None,
     }
     assert (source["lossy"], level["lossy"], level["license"]) == (False, True, "Apache-2.0")
 

@@ -371,7 +371,8 @@ async def test_what_cannot_be_created_is_refused_before_the_first_line(client):
         ({"files": {"a": "sha256:" + "0" * 64}}, "No blob"),
         ({"files": {"a": "x"}}, "digest"),
         ({"files": {"a": "sha256:" + "0" * 64, "b": "y"}}, "No blob"),
-        ({"from": "gloss", "adapters": {"a": "x"}}, "Adapters"),
+        ({"from": "gloss", "adapters": {"a": "x"}}, "digest"),
+        ({"from": "gloss", "adapters": {"a": "sha256:" + "0" * 64}}, "No blob"),
         ({"from": "gloss", "template": "{{ .Prompt }}!"}, "Jinja"),
         ({"from": "gloss:F16", "quantize": "Q9"}, "Q9"),
     ):

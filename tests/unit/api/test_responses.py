@@ -51,7 +51,7 @@ EXPECTED = {
     "job_not_found": 404,
     "response_not_found": 404,
     "dataset_not_found": 404,
-    "importance_matrix_not_found": 404,
+    "importance_matrix_not_found": 404, "adapter_not_found": 404,
     "route_not_found": 404,
     "conflict": 409,
     "name_taken": 409,

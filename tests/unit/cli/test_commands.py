@@ -20,16 +20,16 @@ from service.settings import FOREIGN_NAMES, Settings, load_settings
 
 COMMANDS = (
     "demo", "serve", "stop-server", "run", "ps", "stop", "import", "export", "adopt", "list", "show", "cp", "rm",
-    "verify", "store", "prune", "pin", "unpin", "quantize",
-    "plan", "calibrate", "evaluate", "rebuild", "recommend", "frontier", "importance", "datasets", "jobs", "doctor",
-    "version", "pull", "remote",
+    "verify", "store", "prune", "pin", "unpin", "quantize", "plan", "calibrate", "evaluate", "rebuild", "recommend",
+    "frontier", "importance", "datasets", "adapters", "jobs", "doctor", "version", "pull", "remote",
 )  # fmt: skip
 NEEDS_SERVER = (
     ["list"], ["show", "x"], ["cp", "x", "y"], ["rm", "x"], ["verify", "x"], ["ps"], ["stop", "x"], ["jobs"],
     ["jobs", "x", "--cancel"], ["jobs", "x", "--watch"], ["plan", "x"], ["quantize", "x", "Q8_0"], ["run", "x", "hi"],
-    ["calibrate", "x"], ["evaluate", "x"], ["rebuild", "x"], ["importance"], ["datasets"], ["recommend", "x"],
-    ["verify"], ["store"], ["prune"], ["pin", "x"], ["unpin", "x"],
-    ["frontier", "x"], ["pull", "x"], ["remote", "x"], ["export", "x"], ["export", "x", "--bundle", "x.tar"],
+    ["calibrate", "x"], ["evaluate", "x"], ["rebuild", "x"], ["importance"], ["datasets"], ["adapters"],
+    ["adapters", "delete", "x", "y"], ["recommend", "x"], ["verify"], ["store"], ["prune"], ["pin", "x"],
+    ["unpin", "x"], ["frontier", "x"], ["pull", "x"], ["remote", "x"], ["export", "x"],
+    ["export", "x", "--bundle", "x.tar"],
 )  # fmt: skip
 
 

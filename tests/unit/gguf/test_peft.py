@@ -134,6 +134,7 @@ def test_an_embedding_s_factors_are_turned_as_llama_cpp_looks_them_up(
         ({"r": 5}, "belong together"),
         ({"lora_alpha": 0}, "lora_alpha"),
         ({"lora_alpha": "8"}, "lora_alpha"),
+        ({"lora_alpha": 1e308}, "lora_alpha"),
         ({"alpha_pattern": {"up_proj": 0}}, "alpha_pattern"),
         ({"alpha_pattern": [1]}, "patterns"),
     ],
