@@ -57,7 +57,7 @@ class JobQueue:
         """
         key = spec_key(spec)
         try:
-            with write(self._engine) as connection:
+            with write(self._engine, of_catalogue=False) as connection:
                 twin = _active(connection, key)
                 return (twin, False) if twin is not None else (self._insert(connection, spec, key, steps), True)
         except IntegrityError:
@@ -79,7 +79,7 @@ class JobQueue:
         A pull waits while another one fetches from the same address: what that one brings need not come again.
         """
         waiting = select(jobs).where(jobs.c.status == JobStatus.QUEUED, jobs.c.kind.in_(list(kinds)))
-        with write(self._engine) as connection:
+        with write(self._engine, of_catalogue=False) as connection:
             fetched = _fetched_from(connection) if JobKind.PULL in kinds else frozenset()
             for row in connection.execute(waiting.order_by(jobs.c.seq)).mappings():
                 if row["kind"] != JobKind.PULL or source_of(job_of(row).spec) not in fetched:
@@ -103,7 +103,7 @@ class JobQueue:
         of many hours does not grow its log without bound.
         """
         landed = {} if result is None else {"result": to_json(list(result))}
-        with write(self._engine) as connection:
+        with write(self._engine, of_catalogue=False) as connection:
             changed = connection.execute(
                 update(jobs)
                 .where(jobs.c.id == job_id, jobs.c.status == JobStatus.RUNNING)
@@ -134,7 +134,7 @@ class JobQueue:
         }
         if status is JobStatus.SUCCEEDED:
             values["progress"] = 1.0
-        with write(self._engine) as connection:
+        with write(self._engine, of_catalogue=False) as connection:
             moved = _move(connection, job_id, status, only_from=JobStatus.RUNNING, **values)
             return moved if moved is not None else _get(connection, job_id)
 
@@ -143,7 +143,7 @@ class JobQueue:
 
         A job whose cancel was asked for meanwhile is cancelled instead.
         """
-        with write(self._engine) as connection:
+        with write(self._engine, of_catalogue=False) as connection:
             row = _row(connection, job_id)
             if row["status"] != JobStatus.RUNNING:
                 return job_of(row)
@@ -157,7 +157,7 @@ class JobQueue:
 
         Raises JobNotFound, and JobFinished when it has ended.
         """
-        with write(self._engine) as connection:
+        with write(self._engine, of_catalogue=False) as connection:
             row = _row(connection, job_id)
             if JobStatus(row["status"]) in ENDED:
                 raise JobFinished(f"The job has already ended as {row['status']}; there is nothing to cancel.")
@@ -170,7 +170,7 @@ class JobQueue:
 
     def recover(self) -> int:
         """Put right what a server that went down left running; the count of those jobs. Call at every start."""
-        with write(self._engine) as connection:
+        with write(self._engine, of_catalogue=False) as connection:
             rows = connection.execute(select(jobs).where(jobs.c.status == JobStatus.RUNNING)).mappings().all()
             for row in rows:
                 steps = job_of(row).steps
@@ -258,7 +258,7 @@ class JobQueue:
     def prune(self, keep: int = 1000) -> int:
         """Forget the oldest ended jobs and their events beyond the newest `keep`; how many."""
         ended = select(jobs.c.id).where(jobs.c.status.in_(list(ENDED))).order_by(jobs.c.seq.desc())
-        with write(self._engine) as connection:
+        with write(self._engine, of_catalogue=False) as connection:
             old = list(connection.scalars(ended.offset(keep)))
             for job_id in old:
                 connection.execute(delete(job_events).where(job_events.c.job_id == job_id))

@@ -63,10 +63,11 @@ def open_database(url: str) -> Engine:
 
 
 @contextmanager
-def write(engine: Engine) -> Iterator[Connection]:
+def write(engine: Engine, *, of_catalogue: bool = True) -> Iterator[Connection]:
     """One write transaction: committed and on disk when the block ends, undone when it raises.
 
-    One at a time in this process, and not nested. Raises DiskFull when the disk is, Busy when the writer before
+    One that leaves the catalogue alone says so (`of_catalogue`): what was read of it then still holds. One at a time
+    in this process, and not nested. Raises DiskFull when the disk is, Busy when the writer before
     does not end within `WRITER_TIMEOUT_SECONDS`.
     """
     if not _WRITER.acquire(timeout=WRITER_TIMEOUT_SECONDS):
@@ -77,7 +78,8 @@ def write(engine: Engine) -> Iterator[Connection]:
             with connection.begin():
                 yield connection
     finally:
-        _WRITES.count += 1
+        if of_catalogue:
+            _WRITES.count += 1
         _WRITER.release()
 
 
@@ -92,7 +94,7 @@ def read(engine: Engine) -> Iterator[Connection]:
 
 
 class _Writes:
-    """How many writes of this process have ended, well or not; changed by the one that writes."""
+    """How many writes of the catalogue have ended, well or not; changed by the one that writes."""
 
     count = 0
 
@@ -102,7 +104,7 @@ _WRITES = _Writes()
 
 
 def writes_so_far(engine: Engine) -> int | None:
-    """A number that every write changes: what was read since it last changed still holds. Blocks on nothing.
+    """A number that every write of the catalogue changes: what was read since then still holds. Blocks on nothing.
 
     None where other processes write too.
     """
