@@ -96,7 +96,7 @@ def validate(sources: dict[str, Tree], seed: int, count: int, path: Path) -> dic
     for number in range(count):
         base, mutant = mutator.next()
         mutant.write(path)
-        started = time.perf_counter()
+        started = time.process_time()  # a busy machine is not the check's fault
         try:
             facts(read_header(path))
             counts["accepted"] += 1
@@ -106,7 +106,7 @@ def validate(sources: dict[str, Tree], seed: int, count: int, path: Path) -> dic
                 found.append([seed, number, base, mutant.what, f"message {refused.message[:200]!r}"])
         except BaseException as error:
             found.append([seed, number, base, mutant.what, f"{type(error).__name__}: {error}"])
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         slowest = max(slowest, seconds)
         if seconds > SECONDS:
             found.append([seed, number, base, mutant.what, f"{seconds:.2f} s"])
