@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import Field
 
 from service.api.documents import errors
+from service.api.laboratory_bodies import StoredDigest
 from service.api.services import Services, Use
-from service.api.shapes import Level, Ref, Shape, Strict
+from service.api.shapes import Level, ModelRef, Shape, Strict
 from service.domain.desired import AUTO, Desired, WishState
 from service.domain.errors import DesiredNotFound, InvalidName
-from service.domain.names import ModelKey, parse_digest, parse_ref
+from service.domain.names import ModelKey, parse_ref
 from service.domain.quants import parse_label
 
 router = APIRouter(prefix="/v1", tags=["native"])
@@ -24,8 +26,8 @@ class DesiredBody(Strict):
     """What is wanted of a model."""
 
     levels: list[Level] = Field(min_length=1, max_length=_MAX_LEVELS, description="Levels, aliases too.")
-    importance_matrix: str | None = Field(
-        None, max_length=71, description="A stored one by its digest, or `auto`: computed where none is there."
+    importance_matrix: Literal["auto"] | StoredDigest | None = Field(
+        None, description="A stored one by its digest, or `auto`: computed where none is there."
     )
     allow_requantize: bool = Field(
         default=False, description="Make levels also of a source that has lost precision already."
@@ -58,7 +60,7 @@ class DesiredShape(Shape):
     summary="Say which levels of a model are wanted",
     responses=errors(404, 409, 422, 429, 503, 507, body=True),
 )
-async def put_desired(ref: Ref, body: DesiredBody, services: Use) -> DesiredShape:
+async def put_desired(ref: ModelRef, body: DesiredBody, services: Use) -> DesiredShape:
     """The service makes what is missing, now and whenever it is missing again, and says what is left.
 
     It takes the place of what was wanted before; levels that are no longer in it stay.
@@ -66,7 +68,6 @@ async def put_desired(ref: Ref, body: DesiredBody, services: Use) -> DesiredShap
     model = _model_of(ref)
     matrix = body.importance_matrix
     if matrix is not None and matrix != AUTO:
-        parse_digest(matrix)
         await asyncio.to_thread(services.laboratory.importance_matrix, matrix)
     levels = tuple(dict.fromkeys(parse_label(level, param="levels") for level in body.levels))
     await asyncio.to_thread(services.catalog.resolve_source, model.display)
@@ -75,13 +76,13 @@ async def put_desired(ref: Ref, body: DesiredBody, services: Use) -> DesiredShap
 
 
 @router.get("/models/{ref:path}/desired", summary="Which levels of a model are wanted", responses=errors(404))
-async def get_desired(ref: Ref, services: Use) -> DesiredShape:
+async def get_desired(ref: ModelRef, services: Use) -> DesiredShape:
     """Each with its state: stored, damaged, missing, queued, running, failed, cancelled or impossible."""
     return await _shape(services, _model_of(ref))
 
 
 @router.delete("/models/{ref:path}/desired", summary="Want no levels of a model any more", responses=errors(404))
-async def delete_desired(ref: Ref, services: Use) -> DesiredShape:
+async def delete_desired(ref: ModelRef, services: Use) -> DesiredShape:
     """Variants and running jobs stay as they are. The answer is what was wanted."""
     model = _model_of(ref)
     shape = await _shape(services, model)

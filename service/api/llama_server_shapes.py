@@ -181,7 +181,10 @@ class SampledBody(Body):
     stop: Stop | Stops = Field(default_factory=list)
     logit_bias: (
         Annotated[list[Bias], Field(max_length=MAX_BIASES)]
-        | Annotated[dict[TokenId, float | Literal[False]], Field(max_length=MAX_BIASES)]
+        | Annotated[
+            dict[TokenId, float | Literal[False]],
+            Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
+        ]
     ) = Field(default_factory=list)
     n_probs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] = 0
     grammar: Annotated[str, StringConstraints(max_length=16 << 10)] = ""

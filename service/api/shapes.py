@@ -51,6 +51,13 @@ Ref = Annotated[
         json_schema_extra={"pattern": NAME_PATTERN},
     ),
 ]
+ModelRef = Annotated[
+    str,
+    Path(
+        description="A model, without a tag: `[host/][namespace/]model`, slashes as they are or encoded.",
+        json_schema_extra={"pattern": MODEL_PATTERN},
+    ),
+]
 Digest = Annotated[
     str,
     Path(description="`sha256:` and 64 lower-case hexadecimal digits.", json_schema_extra={"pattern": DIGEST_PATTERN}),

@@ -169,8 +169,8 @@ class Aim:
 
     def _names(self, label: str, parameters: dict[str, Any], body: Any) -> None:
         if is_name(parameters.get("ref")):
-            parameters["ref"] = "gloss" if label.endswith("/bundle") else "gloss:Q4_K_M"
-            if label.startswith("DELETE"):
+            parameters["ref"] = "gloss" if label.endswith(("/bundle", "/desired")) else "gloss:Q4_K_M"
+            if label.startswith("DELETE") and not label.endswith("/desired"):
                 copy = {"source": "gloss:F16", "destination": "scratch"}
                 assert self._server.client.post("/v1/models/copy", json=copy).status_code == 201
                 parameters["ref"] = "scratch:F16"
@@ -214,6 +214,8 @@ class Aim:
                 body["digest"] = self._gloss_digest
         elif label == "POST /v1/bundles" and body.get("digest") is not None:
             body.update(digest=self._bundle_digest, name=None)
+        elif label == "PUT /v1/models/{ref}/desired":
+            body.update(levels=["F16", "Q4_K_M"], importance_matrix=None)  # which are there
         elif label == "POST /v1/quantize":
             body["dry_run"] = body.get("dry_run", False) or drawn % 8 > 0
             if drawn % 4 < 3:  # else in a child, which takes its time
