@@ -182,6 +182,10 @@ def _facts(variant: VariantShape) -> list[tuple[str, str | Text]]:
         ("licence", variant.license or "not stated in the file"),
         ("made", made),
     ]
+    if lineage.remote is not None:
+        pairs.append(("pulled from", lineage.remote.address))
+    if lineage.converted_from is not None:
+        pairs.append(("converted", f"from {lineage.converted_from}"))
     if lineage.llama_build:
         pairs.append(("made by", lineage.llama_build))
     if variant.lossy:

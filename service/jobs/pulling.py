@@ -32,6 +32,7 @@ from service.remote.transfer import Fetched, Pace, fetch
 
 _LOOK_UP, _FETCH, _CONVERT, _EXAMINE = range(4)
 _MAGIC = b"GGUF"
+_LOWEST = 19  # niceness
 
 
 def pull(task: PullTask, outbox: Outbox) -> None:
@@ -69,9 +70,6 @@ def pull(task: PullTask, outbox: Outbox) -> None:
             lossy_source=lossy,
         )
     )
-
-
-_LOWEST = 19
 
 
 def _gguf(

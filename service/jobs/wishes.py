@@ -106,8 +106,10 @@ class Wishes:
                 return problem.message
             return None
 
-        jobs = self._queue.list(limit=_JOBS_LOOKED_AT)
         siblings = catalog.variants(source.model.display)
+        there = {variant.quantization for variant in siblings}
+        # Most wishes are fulfilled most of the time, and then no job matters.
+        jobs = [] if there.issuperset(wish.levels) else self._queue.list(limit=_JOBS_LOOKED_AT)
         return progress_of(wish, wished_at, source, siblings, jobs, refusal, datetime.now(UTC))
 
     def _spec(self, wish: Desired, source: Variant, labels: tuple[str, ...]) -> QuantizeSpec:

@@ -39,6 +39,8 @@ def test_a_checkpoint_comes_in_by_path_by_uploads_and_by_the_command(make_server
     environment = {**os.environ, "QUANTRY_URL": server.url, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stdout.startswith("c:F16: ")) == (0, True), done.stderr
+    shown = subprocess.run([*command[:4], "show", "c:F16"], env=environment, capture_output=True, text=True, check=True)
+    assert "from safetensors (Qwen2ForCausalLM, BF16)" in shown.stdout
     answer = server.json("POST", "/v1/generate", 200, {"model": "c", "prompt": "the", "max_tokens": 4, "stream": False})
     assert answer["usage"]["completion_tokens"] >= 1
 

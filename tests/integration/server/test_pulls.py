@@ -16,6 +16,7 @@ import ollama
 import pytest
 
 from tests import checkpoints
+from tests.old_files import contents, write_split
 from tests.remote_hub import COMMIT, FakeHub, Fault
 from tests.server import GLOSS, Server
 
@@ -196,6 +197,36 @@ def test_a_damaged_blob_is_mended_by_pulling_it_again(server: Server, hub: FakeH
     assert hub.sent(FILE) == len(DATA)
     assert path.read_bytes() == DATA
     assert server.json("POST", "/v1/variants/rotten:F16/verify", 200)["intact"] is True
+
+
+def test_a_repair_fetches_what_was_pulled_from_where_it_came(server: Server, hub: FakeHub) -> None:
+    server.json("POST", "/v1/models", 201, {"from": "hf.co/o/r", "name": "rotten"})
+    server.json("POST", "/v1/models/copy", 201, {"source": "rotten:F16", "destination": "rotten:prod"})
+    path = server.home / "blobs" / DIGEST.replace(":", "-")
+    path.unlink()
+    hub.requests.clear()
+    checked = server.wait_for_job(server.json("POST", "/v1/verify", 202, {"models": ["rotten"], "repair": True})["id"])
+    digest, repairing = checked["result"]
+    assert digest == DIGEST
+    assert server.wait_for_job(repairing)["status"] == "succeeded"
+    assert (hub.sent(FILE), path.read_bytes() == DATA) == (len(DATA), True)
+    assert server.json("GET", "/v1/variants/rotten:prod", 200)["corrupt"] is False
+
+
+def test_the_pieces_of_a_split_model_are_all_fetched_and_joined(server: Server, hub: FakeHub, tmp_path: Path) -> None:
+    pieces = write_split(GLOSS, tmp_path / "pieces", "gloss-F16", most_tensors=30)
+    assert len(pieces) > 1
+    hub.add("o/split", {f"F16/{piece.name}": piece.read_bytes() for piece in pieces})
+    variant = server.json("POST", "/v1/models", 201, {"from": "hf.co/o/split:F16"})
+    assert variant["lineage"]["remote"]["files"] == [f"F16/{piece.name}" for piece in pieces]
+    joined = server.home / "blobs" / variant["digest"].replace(":", "-")
+    assert contents(joined)[1] == contents(GLOSS)[1]
+
+
+def test_a_registry_that_gives_a_token_to_everybody_is_asked_for_it(server: Server, hub: FakeHub) -> None:
+    hub.add_model("library/gloss:f16", DATA)
+    hub.realm = f"{hub.url}/token"
+    assert server.json("POST", "/v1/models", 201, {"from": "gloss:f16"})["name"] == "gloss:F16"
 
 
 def test_a_checkpoint_of_the_hub_is_fetched_whole_and_converted(server: Server, hub: FakeHub, tmp_path: Path) -> None:
