@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from service.api.catalogue_shapes import (
     AvailableShape,
@@ -36,14 +37,18 @@ def list_variants(services: Services, model: str | None, context: int | None) ->
     measured = services.catalog.measurements_of([variant.id for variant in variants])
     cards = services.laboratory.cards([variant.id for variant in variants])
     shapes = [
-        _variant_shape(services, variant, aliases[variant.id], measured[variant.id], cards.get(variant.id), context)
+        _kept_variant(services, variant, aliases[variant.id], measured[variant.id], cards.get(variant.id), context)
         for variant in variants
     ]
     there = _levels_there(variants)
     sources = best_sources(variants)
     plans = services.catalog.plans_of([source.digest for source in sources])
     available = [
-        _available_shape(services, source, plan, context)
+        services.listed.get(
+            (source.id, plan.quantization, context),
+            (source, plan),
+            partial(_available_shape, services, source, plan, context),
+        )
         for source in sources
         for plan in plans[source.digest]
         if plan.quantization not in there[_family(source)]
@@ -126,6 +131,20 @@ def smaller_levels(catalog: Catalog, variant: Variant) -> list[Level]:
 def _recommended(quantization: str) -> bool:
     level = QUANTIZATIONS.get(quantization)
     return level is not None and level.recommended
+
+
+def _kept_variant(
+    services: Services,
+    variant: Variant,
+    aliases: Sequence[str],
+    measured: Sequence[Measurement],
+    card: Card | None,
+    context: int | None,
+) -> VariantShape:
+    """As `_variant_shape`, the last one again where nothing of it has changed."""
+    made_from = (variant, aliases, measured, card, services.pool.is_loaded(variant.digest))
+    make = partial(_variant_shape, services, variant, aliases, measured, card, context)
+    return services.listed.get((variant.id, context), made_from, make)
 
 
 def _variant_shape(

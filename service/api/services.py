@@ -6,7 +6,7 @@ Built once by app.py. The routes get it through the `Use` dependency and hold no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from service.api.background import Background
 from service.api.on_demand import PREFERENCE, made_on_demand, read_preference
 from service.api.openai_store import ResponseStore
+from service.api.remembered import LastAnswer, Parts
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, InvalidName, ModelNotFound
 from service.domain.names import parse_ref
@@ -62,24 +63,6 @@ class ApiOptions:
     job_threads: int = 1
 
 
-class LastAnswer:
-    """An answer that took long to work out, for as long as what it was worked out from is the same."""
-
-    def __init__(self) -> None:
-        self._key: Hashable = None
-        self._body: bytes | None = None
-
-    def get(self, key: Hashable) -> bytes | None:
-        """The answer for `key`, if that was the last one. The first member of a key is None where none can be kept."""
-        return self._body if key == self._key else None
-
-    def keep(self, key: tuple[object, ...], body: bytes) -> bytes:
-        """Keep this one instead."""
-        if key[0] is not None:
-            self._key, self._body = key, body
-        return body
-
-
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything a route may call."""
@@ -102,6 +85,7 @@ class Services:
     responses: ResponseStore = field(default_factory=ResponseStore)
     lora_scales: dict[str, dict[str, float]] = field(default_factory=dict)  # model, folded -> digest -> scale
     listing: LastAnswer = field(default_factory=LastAnswer)
+    listed: Parts = field(default_factory=Parts)
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)  # one re-hash at a time: it reads a whole blob
 
     async def find(self, name: str) -> Variant:
