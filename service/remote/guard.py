@@ -20,7 +20,6 @@ from time import time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import certifi
 import httpcore
 import msgspec
 
@@ -110,7 +109,6 @@ class Network:
         """`resolve` replaces the system's."""
         self.access = access
         context = httpcore.default_ssl_context()
-        context.load_verify_locations(certifi.where())
         options: dict[str, Any] = {
             "ssl_context": context,
             "max_connections": access.connections + 4,
