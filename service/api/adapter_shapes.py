@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from service.api.shapes import DIGEST_PATTERN, Name, Shape, Strict
+from service.api.shapes import Name, ServerPath, Shape, Strict, UploadDigest, UploadedFiles
 from service.domain.adapters import MAX_ADAPTERS, MAX_SCALE, NAME_PATTERN
 from service.domain.generation import AdapterUse
 from service.domain.remote import MAX_ADDRESS
@@ -64,22 +64,13 @@ class AdapterBody(Strict):
 
     model: Name
     name: AdapterName
-    path: Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")] | None = Field(
+    path: ServerPath | None = Field(
         None, description="Absolute path on the server: a GGUF file, or the folder of a PEFT adapter."
     )
-    digest: Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})] | None = Field(
-        None, description="Digest of a GGUF file put under /v1/blobs."
+    digest: UploadDigest | None = Field(None, description="Digest of a GGUF file put under /v1/blobs.")
+    files: Annotated[UploadedFiles, Field(min_length=1, max_length=MAX_FILES)] | None = Field(
+        None, description="The files of a PEFT adapter: their names, and the digests they were put under."
     )
-    files: (
-        Annotated[
-            dict[
-                Annotated[str, StringConstraints(min_length=1, max_length=255)],
-                Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})],
-            ],
-            Field(min_length=1, max_length=MAX_FILES),
-        ]
-        | None
-    ) = Field(None, description="The files of a PEFT adapter: their names, and the digests they were put under.")
 
     source: Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)] | None = Field(
         None, alias="from", description="Address of an adapter elsewhere: hf.co/owner/repo, or of a GGUF file."

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from service.api.laboratory_shapes import CardShape, RecipeShape, SearchShape
-from service.api.shapes import DIGEST_PATTERN, MAX_TOKENS, MODEL_PATTERN, WHOLE, Listing, Name, Shape, Strict
+from service.api.shapes import (
+    MAX_TOKENS,
+    MODEL_PATTERN,
+    WHOLE,
+    Listing,
+    Name,
+    ServerPath,
+    Shape,
+    Strict,
+    UploadDigest,
+    UploadedFiles,
+)
 from service.domain.remote import MAX_ADDRESS
 
 CacheWord = Literal["auto", "f16", "q8_0", "q4_0"]
@@ -230,22 +241,13 @@ class ImportBody(Strict):
     )
 
     name: Name | None = Field(None, description="What to call it; only with `from` it may be left out.")
-    path: Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")] | None = Field(
+    path: ServerPath | None = Field(
         None, description="Absolute path on the server: of a file, or of the folder of a checkpoint."
     )
-    digest: Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})] | None = Field(
-        None, description="Digest of a blob put under /v1/blobs."
+    digest: UploadDigest | None = Field(None, description="Digest of a blob put under /v1/blobs.")
+    files: Annotated[UploadedFiles, Field(min_length=1, max_length=MAX_IMPORT_FILES)] | None = Field(
+        None, description="The files of a checkpoint or of a split: their names, and the digests put before."
     )
-    files: (
-        Annotated[
-            dict[
-                Annotated[str, StringConstraints(min_length=1, max_length=255)],
-                Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})],
-            ],
-            Field(min_length=1, max_length=MAX_IMPORT_FILES),
-        ]
-        | None
-    ) = Field(None, description="The files of a checkpoint or of a split: their names, and the digests put before.")
     source: Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)] | None = Field(
         None, alias="from", description="Address of a model elsewhere, as `GET /v1/remote/{address}` takes it."
     )
@@ -281,12 +283,8 @@ class BundleBody(Strict):
         }
     )
 
-    path: Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")] | None = Field(
-        None, description="Absolute path of a file on the server."
-    )
-    digest: Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})] | None = Field(
-        None, description="Digest of a blob put under /v1/blobs."
-    )
+    path: ServerPath | None = Field(None, description="Absolute path of a file on the server.")
+    digest: UploadDigest | None = Field(None, description="Digest of a blob put under /v1/blobs.")
     name: (
         Annotated[
             str, StringConstraints(min_length=1, max_length=600), Field(json_schema_extra={"pattern": MODEL_PATTERN})

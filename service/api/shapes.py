@@ -62,6 +62,10 @@ Digest = Annotated[
     str,
     Path(description="`sha256:` and 64 lower-case hexadecimal digits.", json_schema_extra={"pattern": DIGEST_PATTERN}),
 ]
+ServerPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
+UploadDigest = Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})]
+# The files of a checkpoint by name, and the digests that they were put under.
+UploadedFiles = dict[Annotated[str, StringConstraints(min_length=1, max_length=255)], UploadDigest]
 Level = Annotated[
     str,
     StringConstraints(min_length=1, max_length=32),

@@ -31,6 +31,7 @@ from service.jobs.limits import (
 )
 from service.jobs.messages import AdapterMade, AdapterTask
 from service.jobs.outbox import Outbox
+from service.jobs.server_paths import ADAPTER_PATHS, unreadable
 from service.llama.adapter import Adapter, use_adapters
 from service.llama.context import Context
 from service.llama.model import Model
@@ -90,11 +91,11 @@ def _copy(source: Path, target: Path, step: int, outbox: Outbox) -> str:
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise _unreadable(source) from error
+        raise unreadable(source, ADAPTER_PATHS) from error
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
-            raise _unreadable(source)
+            raise unreadable(source, ADAPTER_PATHS)
         limit_memory(before.st_size)
         limit_file_size(before.st_size)
         _refuse_weights_alone(source)
@@ -165,11 +166,3 @@ def _compute(model: Model, adapter: Adapter) -> None:
     finally:
         context.close()
         adapter.close()
-
-
-def _unreadable(source: Path) -> InvalidParameter:
-    return InvalidParameter(
-        f"{source.name[:80]!r} is no file that the server can read; give the path of a GGUF adapter, or of the folder "
-        "of a PEFT adapter.",
-        param="path",
-    )

@@ -15,6 +15,7 @@ from service.domain.errors import InvalidParameter
 from service.domain.jobs import Adoption
 from service.jobs.limits import limit_memory
 from service.jobs.outbox import Outbox
+from service.jobs.server_paths import MODEL_PATHS, unreadable
 
 _CHUNK_BYTES = 1024 * 1024
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EROFS})
@@ -28,11 +29,11 @@ def adopt(source: Path, target: Path, adoption: Adoption, outbox: Outbox) -> tup
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        raise _unreadable(source) from error
+        raise unreadable(source, MODEL_PATHS) from error
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
-            raise _unreadable(source)
+            raise unreadable(source, MODEL_PATHS)
         path = source
         if adoption is Adoption.LINK:
             _link(source, target)
@@ -73,9 +74,3 @@ def _hash(descriptor: int, size_bytes: int, outbox: Outbox) -> str:
 
 def _look(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _unreadable(source: Path) -> InvalidParameter:
-    return InvalidParameter(
-        f"{source.name[:80]!r} is no file that the server can read; give the path of a .gguf file.", param="path"
-    )

@@ -25,6 +25,7 @@ from service.jobs.intake import Kind, Source, Taken, is_piece, make_gguf, what_i
 from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
 from service.jobs.messages import ImportTask, Made
 from service.jobs.outbox import Outbox
+from service.jobs.server_paths import MODEL_PATHS, unreadable
 from service.jobs.smoke import smoke_check
 from service.llama.backend import build
 from service.quantization.plan import plan_levels
@@ -116,11 +117,11 @@ def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise _unreadable(source) from error
+        raise unreadable(source, MODEL_PATHS) from error
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
-            raise _unreadable(source)
+            raise unreadable(source, MODEL_PATHS)
         limit_memory(before.st_size)
         limit_file_size(before.st_size)
         _check(source, task.name)
@@ -167,9 +168,3 @@ def _plan(path: Path, header: Header, step: int, outbox: Outbox) -> tuple[LevelP
         plans += plan_levels(path, header, (label,))
         outbox.progress(step, count / len(QUANTIZATIONS), label)
     return tuple(plans)
-
-
-def _unreadable(source: Path) -> InvalidParameter:
-    return InvalidParameter(
-        f"{source.name[:80]!r} is no file that the server can read; give the path of a .gguf file.", param="path"
-    )

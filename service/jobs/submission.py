@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from service.jobs.assignments.bundle import check_name as bundle_name
 from service.jobs.assignments.imports import MAX_FILES
 from service.jobs.assignments.quantize import plans_of
 from service.jobs.queue import JobQueue
+from service.jobs.server_paths import MODEL_PATHS, check_readable
 from service.store.catalog import Catalog
 from service.store.stores import Stores
 
@@ -164,25 +164,9 @@ def _canonical_import(spec: ImportSpec) -> ImportSpec:
 
 def _check_import(spec: ImportSpec, stores: Stores) -> None:
     if spec.path is not None:
-        _check_readable(Path(spec.path))
+        check_readable(Path(spec.path), MODEL_PATHS)
     for digest in [spec.digest] if spec.digest is not None else [file.digest for file in spec.files]:
         if not stores.blobs.has(parse_digest(digest)):
             raise BlobNotFound(
                 "There is no upload with that digest; send it first.", param="files" if spec.files else "digest"
             )
-
-
-def _check_readable(path: Path) -> None:
-    """One message for all that may be wrong with a path: it tells nothing of what lies on the server."""
-    try:
-        mode = path.stat().st_mode
-        wanted = os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK
-        if path.is_absolute() and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and os.access(path, wanted):
-            return
-    except (OSError, ValueError):
-        pass
-    raise InvalidParameter(
-        f"{path.name[:80]!r} is no file that the server can read; give the absolute path of a .gguf file there, or of "
-        "the folder of a checkpoint, or upload it.",
-        param="path",
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from service.domain.jobs import AdapterSpec, Step
 from service.domain.remote import admit, origin_of, parse_address
 from service.jobs.assignments.bench import Bench, Remark
 from service.jobs.messages import AdapterMade, AdapterTask, NamedPath, Outcome, Task
+from service.jobs.server_paths import ADAPTER_PATHS, check_readable
 
 FETCH, COPY, CONVERT, CHECK, LOAD = "fetch", "copy", "convert", "check", "load"
 FOLDER = "adapter"
@@ -46,7 +46,7 @@ class AdapterAssignment:
             return
         files = tuple(NamedPath(file.name, bench.blob(file.digest, f"{file.name[:80]!r}")) for file in spec.files)
         if spec.path is not None:
-            _check_readable(Path(spec.path))
+            check_readable(Path(spec.path), ADAPTER_PATHS)
         source = spec.path or ("" if spec.digest is None else bench.blob(spec.digest, "the adapter"))
         paths = [Path(file.path) for file in files] if files else _files_at(Path(source))
         size_bytes = sum(_size(path) for path in paths)
@@ -131,20 +131,6 @@ def check_sources(spec: AdapterSpec) -> None:
         raise InvalidParameter("Give one of: a path on the server, the digest of an upload, files, or an address.")
     if len({file.name for file in spec.files}) < len(spec.files):
         raise InvalidParameter("A file is named twice; name each once.", param="files")
-
-
-def _check_readable(path: Path) -> None:
-    """Raise InvalidParameter, with one message for all that may be wrong: it tells nothing of what lies there."""
-    try:
-        if path.is_absolute() and (path.is_file() or path.is_dir()) and os.access(path, os.R_OK):
-            return
-    except (OSError, ValueError):
-        pass
-    raise InvalidParameter(
-        f"{path.name[:80]!r} is nothing that the server can read; give the absolute path of a GGUF adapter there, or "
-        "of the folder of a PEFT adapter, or upload it.",
-        param="path",
-    )
 
 
 def _files_at(path: Path) -> list[Path]:
