@@ -22,11 +22,12 @@ from service.api.ollama_names import meant, tagged
 from service.api.ollama_presets import give_name
 from service.api.ollama_requests import domain_messages
 from service.api.ollama_shapes import CreateBody
+from service.api.ollama_statuses import drained, lines
 from service.api.ollama_templates import jinja
-from service.api.responses import Dialect, error_from, json_response
+from service.api.responses import error_from, json_response
 from service.api.services import Services, Use
 from service.api.shapes import Digest
-from service.api.streams import LineStream, error_event, line, unless_gone
+from service.api.streams import LineStream, unless_gone
 from service.api.uploads import receive_blob
 from service.domain.catalog import Adapter, Variant
 from service.domain.errors import BlobNotFound, InvalidParameter, JobFailed, ModelNotFound, QuantryError
@@ -94,9 +95,11 @@ async def create(body: CreateBody, request: Request, services: Use) -> Response:
     body.check()
     making = await _prepared(services, body)
     if body.stream is False:
-        await unless_gone(request.receive, _drained(_statuses(services, making)))
+        await unless_gone(request.receive, drained(_statuses(services, making)))
         return json_response({"status": "success"})
-    return LineStream(_lines(services, making), close=lambda: None, stall_seconds=services.options.stream_stall_seconds)
+    return LineStream(
+        lines(_statuses(services, making)), close=lambda: None, stall_seconds=services.options.stream_stall_seconds
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,21 +196,6 @@ def _preset(body: CreateBody, base: Preset) -> Preset:
         messages=domain_messages(body.messages) if body.messages else base.messages,
         owned=(),
     )
-
-
-async def _lines(services: Services, making: _Making) -> AsyncGenerator[bytes, None]:
-    try:
-        async with aclosing(_statuses(services, making)) as statuses:
-            async for status in statuses:
-                yield line(status)
-    except QuantryError as error:
-        yield error_event(error, Dialect.OLLAMA)
-
-
-async def _drained(statuses: AsyncGenerator[dict[str, Any], None]) -> None:
-    async with aclosing(statuses):
-        async for _ in statuses:
-            pass
 
 
 async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[str, Any], None]:

@@ -16,10 +16,11 @@ from service.api.ollama_documents import LINES, OllamaError
 from service.api.ollama_models import OllamaStatus
 from service.api.ollama_names import bare_digest, meant
 from service.api.ollama_shapes import TransferBody
-from service.api.responses import Dialect, error_from, json_response
+from service.api.ollama_statuses import drained, lines
+from service.api.responses import error_from, json_response
 from service.api.services import Services, Use
-from service.api.streams import LineStream, error_event, line, unless_gone
-from service.domain.errors import BlobCorrupt, InvalidName, JobFailed, ModelNotFound, QuantryError
+from service.api.streams import LineStream, unless_gone
+from service.domain.errors import BlobCorrupt, InvalidName, JobFailed, ModelNotFound
 from service.domain.jobs import ENDED, Job, JobStatus, PullSpec
 from service.domain.remote import RemoteLevel, admit, origin_of, parse_address
 
@@ -48,9 +49,9 @@ async def pull(body: TransferBody, request: Request, services: Use) -> Response:
     else:
         statuses = _told(here)
     if body.stream is False:
-        await unless_gone(request.receive, _drained(statuses))
+        await unless_gone(request.receive, drained(statuses))
         return json_response({"status": "success"})
-    return LineStream(_lines(statuses), close=lambda: None, stall_seconds=services.options.stream_stall_seconds)
+    return LineStream(lines(statuses), close=lambda: None, stall_seconds=services.options.stream_stall_seconds)
 
 
 async def _here(services: Services, name: str) -> list[dict[str, Any]] | None:
@@ -120,18 +121,3 @@ def _layer(digest: str, total: int, completed: int) -> dict[str, Any]:
         "total": total,
         "completed": completed,
     }
-
-
-async def _lines(statuses: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
-    try:
-        async with aclosing(statuses):
-            async for status in statuses:
-                yield line(status)
-    except QuantryError as error:
-        yield error_event(error, Dialect.OLLAMA)
-
-
-async def _drained(statuses: AsyncGenerator[dict[str, Any], None]) -> None:
-    async with aclosing(statuses):
-        async for _ in statuses:
-            pass

@@ -6,15 +6,15 @@ Long arrays (the words of a vocabulary) are read only where asked for, and not r
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from service.children import child_argv, child_environment
+from service.children import child_argv
 from service.domain.catalog import TensorInfo
-from service.domain.errors import DeadlineExceeded, InvalidModel, JobChildDied
+from service.domain.errors import InvalidModel
+from service.jobs.one_answer import answer_of
 
 _AT_A_TIME = 2
 _REMEMBERED = 64
@@ -56,29 +56,13 @@ class Descriptions:
         return found
 
     async def _read(self, path: Path, *, arrays: bool) -> Described:
-        child = await asyncio.create_subprocess_exec(
-            *self._argv,
-            str(path),
-            *(["--arrays"] if arrays else []),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=child_environment(os.environ),
-            start_new_session=True,
+        output = await answer_of(
+            (*self._argv, str(path), *(["--arrays"] if arrays else [])),
+            None,
+            _SECONDS,
+            late=f"The file was not read within {_SECONDS:g} seconds; try again when the disk is less busy.",
+            died="The process that reads the file's header was killed; try again.",
         )
-        try:
-            async with asyncio.timeout(_SECONDS):
-                output, _ = await child.communicate()
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"The file was not read within {_SECONDS:g} seconds; try again when the disk is less busy."
-            ) from None
-        finally:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()
-        if child.returncode != 0:
-            raise JobChildDied("The process that reads the file's header was killed; try again.")
         found = await asyncio.to_thread(msgspec.json.decode, output, type=Described)
         if found.error is not None:
             raise InvalidModel(found.error)

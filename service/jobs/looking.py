@@ -6,15 +6,15 @@ What was seen is remembered for a moment, so that a pull right after a look does
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 
 import msgspec
 
-from service.children import child_argv, child_environment
-from service.domain.errors import DeadlineExceeded, JobChildDied, by_code
+from service.children import child_argv
+from service.domain.errors import by_code
 from service.domain.remote import RemoteAccess, RemoteModel, admit, origin_of, parse_address
 from service.frames import encode
+from service.jobs.one_answer import answer_of
 from service.remote.messages import Look, Seen
 
 _AT_A_TIME = 2
@@ -61,25 +61,11 @@ class Looks:
         return seen.model, seen.choice
 
     async def _look(self, address: str) -> Seen:
-        child = await asyncio.create_subprocess_exec(
-            *self._argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=child_environment(os.environ),
-            start_new_session=True,
+        output = await answer_of(
+            self._argv,
+            encode(Look(address, self.access, self.memory_bytes)),
+            _SECONDS,
+            late=f"The other server did not answer within {_SECONDS:g} seconds; try again later.",
+            died="The process that looks at the address was killed; try again.",
         )
-        try:
-            async with asyncio.timeout(_SECONDS):
-                output, _ = await child.communicate(encode(Look(address, self.access, self.memory_bytes)))
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"The other server did not answer within {_SECONDS:g} seconds; try again later."
-            ) from None
-        finally:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()
-        if child.returncode != 0:
-            raise JobChildDied("The process that looks at the address was killed; try again.")
         return await asyncio.to_thread(msgspec.json.decode, output, type=Seen)
