@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,17 @@ import numpy as np
 _HIDDEN, _INNER, _HEADS, _KV_HEADS = 2048, 8192, 32, 8
 _CHUNK_BYTES = 8 * 1024 * 1024
 _CONVERT = """
-import sys, time
+import json, re, resource, sys, time
 from pathlib import Path
 from service.gguf.checkpoints import Files
 from service.gguf.convert import convert
 started = time.monotonic()
 convert(Files.of_folder(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3], lambda part, step: None)
-print(time.monotonic() - started)
+seconds, used = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF)
+peak_bytes = used.ru_maxrss
+if sys.platform == "linux":  # where that counts what the parent had when it forked, too
+    peak_bytes = 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+print(json.dumps([seconds, used.ru_utime + used.ru_stime, peak_bytes]))
 """
 
 
@@ -62,10 +65,8 @@ def convert(folder: Path, target: Path, kind: str) -> tuple[float, float, int]:
     done = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True, check=True
     )
-    # Of all children that have ended: this is the only one of any size. Kilobytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return float(done.stdout), used.ru_utime + used.ru_stime, used.ru_maxrss * unit
+    seconds, cpu_seconds, peak_bytes = json.loads(done.stdout)
+    return float(seconds), float(cpu_seconds), int(peak_bytes)
 
 
 def write_checkpoint(folder: Path, gib: float, vocabulary: int, *, holes: bool) -> int:
