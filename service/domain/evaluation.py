@@ -84,17 +84,6 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Sensitivity:
-    """How much one tensor hurts at one type, the others left as they are: mean KL divergence to the source, in nats."""
-
-    tensor: str
-    type: str  # ggml type name
-    size_bytes: int
-    mean_kld: float
-    measured: bool = True  # False: estimated by the guide
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """What a mix must keep to. At least one is set; the loss is least within the rest, or with `max_kld` the size."""
 

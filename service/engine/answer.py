@@ -77,11 +77,6 @@ class AnswerStream:
         return self._thoughts is not None and self._thoughts.is_thinking
 
     @property
-    def may_think(self) -> bool:
-        """True while thinking may still begin or go on."""
-        return self._thoughts is not None and (self._thoughts.is_thinking or self._thoughts.is_before)
-
-    @property
     def call_so_far(self) -> str | None:
         """The text of a call that has just begun, else None."""
         return None if self._calls is None else self._calls.call_so_far

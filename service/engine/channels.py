@@ -40,11 +40,6 @@ class ChannelSplitter:
         """True within a message of thinking."""
         return self._state is _State.THINKING
 
-    @property
-    def is_before(self) -> bool:
-        """True while nothing of the answer has begun."""
-        return self._state is _State.HEADER
-
     def push(self, text: str) -> tuple[str, str]:
         """Take text; what of the thinking and of the answer is now final."""
         self._pending += text

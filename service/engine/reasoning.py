@@ -37,11 +37,6 @@ class ThoughtSplitter:
         """True between the markers."""
         return self._state is _State.THINKING
 
-    @property
-    def is_before(self) -> bool:
-        """True while thinking may still begin."""
-        return self._state is _State.BEFORE
-
     def push(self, text: str) -> tuple[str, str]:
         """Take text; what of the thinking and of the answer is now final."""
         if self._state is _State.ANSWER:

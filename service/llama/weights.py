@@ -54,18 +54,11 @@ def _library() -> Any:
         ctypes.c_int64,
         ctypes.c_void_p,
     )
-    library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
-    library.ggml_quantize_requires_imatrix.argtypes = (ctypes.c_int,)
     library.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
     library.ggml_get_type_traits.argtypes = (ctypes.c_int,)
     library.ggml_backend_tensor_set.restype = None
     library.ggml_backend_tensor_set.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
     return library
-
-
-def requires_importance(type_name: str) -> bool:
-    """Whether ggml aborts when it quantizes to this type without an importance matrix."""
-    return bool(_library().ggml_quantize_requires_imatrix(_IDS[type_name]))
 
 
 def quantize_rows(
