@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="length of each of the five phases")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--threads", type=int, default=machine.physical_cores(), help="the full count")
+    parser.add_argument("--threads", type=int, default=machine.usable_cores(), help="the full count")
     parser.add_argument("--streams", type=int, default=1, help="tokens a generation step computes")
     parser.add_argument("--prompt", type=int, default=0, help="compute prompts of this many tokens instead")
     parser.add_argument("--core", type=int, default=0, help="core of the neighbour")

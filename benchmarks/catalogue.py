@@ -1,7 +1,9 @@
 """How long a store of 1,000 models with 10 levels each takes to list and to resolve: `python -m benchmarks.catalogue`.
 
 A catalogue of that size is written to a temporary folder without any model files, and asked as the server asks it: by
-the store, and through the API in this process. Cold is a server that has just started, warm one that was asked before.
+the store, and through the API in this process. Cold is a server that has just started, warm one that was asked before,
+changed one where something was written since: a variant is pinned or unpinned. As in a real store, every file has the
+plans of all levels, so that two thirds of the whole list are levels that could be made.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from sqlalchemy import Engine, insert
 
 from service.app import create_app
 from service.domain.catalog import FileFacts, LevelPlan, Lineage, ModelShape
+from service.domain.quants import QUANTIZATIONS
 from service.domain.recipes import Recipe
 from service.settings import Settings
 from service.store.catalog import Catalog
@@ -34,9 +37,10 @@ SHAPE = ModelShape("llama", 32, 4096, 32, 8, 128, 128, 14336, 128256, context_le
 
 
 def fill(engine: Engine, count: int) -> None:
-    """`count` models with every level in LEVELS, plans for the first, and a tag `prod` each; in one transaction."""
+    """`count` models with every level in LEVELS, all plans for each, and a tag `prod` each; in one transaction."""
     moment = now()
-    planned = [LevelPlan(level, 4_000_000_000, 4.5, False, (), (("F32", 65), ("Q4_K", 226))) for level in LEVELS]
+    planned = [LevelPlan(level, 4_000_000_000, 4.5, False, (), (("F32", 65), ("Q4_K", 226))) for level in QUANTIZATIONS]
+    plan_columns = [(position, to_json(plan)) for position, plan in enumerate(planned)]
     rows: dict[str, list[dict[str, Any]]] = {"models": [], "blobs": [], "variants": [], "plans": [], "tags": []}
     for number in range(1, count + 1):
         name = f"model-{number:04d}"
@@ -52,6 +56,7 @@ def fill(engine: Engine, count: int) -> None:
                 lineage = Lineage("quantized", source, f"{name}:F16", Recipe(level), "b1", 60.0)
             variant_id = (number - 1) * len(LEVELS) + place + 1
             size = {"size_bytes": 5_000_000_000, "corrupt": False}
+            rows["plans"] += [{"digest": digest, "position": i, "plan": plan} for i, plan in plan_columns]
             rows["blobs"].append({"digest": digest, **size, "created_at": moment})
             rows["variants"].append(
                 {
@@ -66,7 +71,6 @@ def fill(engine: Engine, count: int) -> None:
                     "created_at": moment,
                 }
             )
-        rows["plans"] += [{"digest": source, "position": i, "plan": to_json(one)} for i, one in enumerate(planned)]
         tag = {"model_id": number, "word": "prod", "word_folded": "prod", "variant_id": (number - 1) * len(LEVELS) + 6}
         rows["tags"].append({**tag, "created_at": moment})
     with write(engine) as connection:
@@ -104,6 +108,8 @@ async def _through_the_api(settings: Settings) -> dict[str, float]:
     app = create_app(settings)
     transport = httpx.ASGITransport(app)
     found: dict[str, float] = {}
+    catalog = app.state.services.catalog
+    changing = catalog.resolve("model-0500:Q4_K_M")
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         await client.get("/health")
         for name, path in {
@@ -113,14 +119,23 @@ async def _through_the_api(settings: Settings) -> dict[str, float]:
             "GET /v1/models": "/v1/models",
             "GET /api/tags": "/api/tags",
         }.items():
-            times = []
+            times, changed = [], []
             for _ in range(4):
-                began = time.perf_counter()
-                answer = await client.get(path)
-                times.append((time.perf_counter() - began) * 1000)
-                assert answer.status_code == 200, answer.text
+                times.append(await _asked(client, path))
+            for number in range(7):
+                catalog.pin(changing, number % 2 == 0)
+                changed.append(await _asked(client, path))
             found[f"{name}, cold"], found[f"{name}, warm"] = times[0], statistics.median(times[1:])
+            found[f"{name}, changed"] = statistics.median(changed)
     return found
+
+
+async def _asked(client: httpx.AsyncClient, path: str) -> float:
+    began = time.perf_counter()
+    answer = await client.get(path)
+    milliseconds = (time.perf_counter() - began) * 1000
+    assert answer.status_code == 200, answer.text
+    return milliseconds
 
 
 def _digest(number: int, level: str) -> str:

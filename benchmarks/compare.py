@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"comma list of {', '.join(w.name for w in WORKLOADS)}")
     parser.add_argument("--repeats", type=int, help="interleaved runs of everything (default 5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="few and short requests: does it run, not how fast")
-    parser.add_argument("--threads", type=int, default=machine.physical_cores(), help="threads of every side")
+    parser.add_argument("--threads", type=int, default=machine.usable_cores(), help="threads of every side")
     parser.add_argument("--seed", type=int, default=1, help="of the first repeat's prompts (default 1)")
     parser.add_argument("--neighbour-nice", type=int, default=19, help="niceness of the busy neighbour (default 19)")
     parser.add_argument("--peer-build", type=Path, metavar="DIR", help="a CMake build of llama.cpp to use as it is")

@@ -28,7 +28,7 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 _CONVERT = """
 import json, re, resource, sys, time
 from pathlib import Path
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.convert import convert
 started = time.monotonic()
 convert(Files.of_folder(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3], lambda part, step: None)

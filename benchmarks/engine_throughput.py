@@ -18,8 +18,8 @@ from service.domain.catalog import Lineage, Variant
 from service.domain.generation import Finished, GenerationRequest, SamplingParams
 from service.domain.names import parse_ref
 from service.gguf.files import facts, read_header
-from service.workers.pool import Pool, PoolOptions
-from service.workers.supervisor import WorkerOptions
+from service.workers.options import PoolOptions, WorkerOptions
+from service.workers.pool import Pool
 
 AT_ONCE = (1, 4, 16)
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=machine.physical_cores())
+    parser.add_argument("--threads", type=int, default=machine.usable_cores())
     arguments = parser.parse_args()
     figures = asyncio.run(
         measure(arguments.model, runs=arguments.runs, tokens=arguments.tokens, threads=arguments.threads)

@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="least length of a phase (default 20)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=256, help="tokens of a stream (default 256)")
-    parser.add_argument("--threads", type=int, default=machine.physical_cores())
+    parser.add_argument("--threads", type=int, default=machine.usable_cores())
     parser.add_argument("--json", action="store_true", help="print the phases as JSON as well")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="quantry-beside-") as folder:

@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", default=GLOSS, help="GGUF file (default: gloss)")
     parser.add_argument("--streams", default="1,4,16", help="comma list (default 1,4,16)")
     parser.add_argument("--steps", type=int, default=300, help="measured steps (default 300)")
-    parser.add_argument("--threads", type=int, default=machine.physical_cores())
+    parser.add_argument("--threads", type=int, default=machine.usable_cores())
     parser.add_argument("--sampled", action="store_true", help="temperature 0.8 with top-k, top-p, min-p; else greedy")
     parser.add_argument("--speculate", action="store_true", help="leave drafts on")
     parser.add_argument("--json", action="store_true")

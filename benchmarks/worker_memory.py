@@ -20,7 +20,8 @@ from service.domain.generation import Failed, Finished, GenerationRequest, Sampl
 from service.domain.memory import CacheType, ContextOptions, Placement, memory_need
 from service.gguf.files import facts, read_header
 from service.workers.ladder import Rung
-from service.workers.supervisor import Worker, WorkerOptions
+from service.workers.options import WorkerOptions
+from service.workers.supervisor import Worker
 
 MIB = 1 << 20
 _UNIT = " horse"
@@ -35,7 +36,7 @@ async def resident_bytes(path: Path, placement: Placement, rung: Rung) -> int:
         placement=placement,
         options=WorkerOptions(
             batch_tokens=placement.options.batch_tokens,
-            threads=machine.physical_cores(),
+            threads=machine.usable_cores(),
             gpu_layers=0,
             load_timeout_seconds=600,
             hang_seconds=600,

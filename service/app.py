@@ -33,13 +33,15 @@ from service.domain.memory import CacheChoice
 from service.domain.remote import DEFAULT_HUB_URL, DEFAULT_REGISTRY_URL, RemoteAccess
 from service.domain.secrets import Secret
 from service.jobs.looking import Looks
+from service.jobs.options import RunnerOptions
 from service.jobs.queue import JobQueue
-from service.jobs.runner import JobRunner, RunnerOptions
+from service.jobs.runner import JobRunner
 from service.jobs.scrubbing import scrub
 from service.jobs.wishes import Wishes
 from service.logs import configure_logs
 from service.metrics import Metrics
 from service.settings import Settings
+from service.startup import lasting
 from service.store import care
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
@@ -51,10 +53,9 @@ from service.store.home import lock_home
 from service.store.laboratory import Laboratory
 from service.store.partials import Partials
 from service.store.piecewise import PiecewiseUploads
-from service.store.presets import Presets
 from service.store.stores import Stores
-from service.workers.pool import Pool, PoolOptions
-from service.workers.supervisor import WorkerOptions
+from service.workers.options import PoolOptions, WorkerOptions
+from service.workers.pool import Pool
 
 log = structlog.get_logger("app")
 
@@ -66,7 +67,7 @@ _SWEEP_SECONDS = 600.0
 
 def create_app(settings: Settings) -> FastAPI:
     """The server as an ASGI application."""
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_home(settings)
     app = FastAPI(
         title="quantry",
         version=__version__,
@@ -116,7 +117,7 @@ def create_app(settings: Settings) -> FastAPI:
         partials=partials,
         uploads=PiecewiseUploads(blobs, partials),
         laboratory=laboratory,
-        presets=Presets(engine),
+        presets=catalog.presets,
         desired=desired,
         wishes=Wishes(desired, stores, queue, runner),
         jobs=runner,
@@ -137,7 +138,11 @@ def create_app(settings: Settings) -> FastAPI:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Raises Conflict when another server holds the home."""
     configure_logs(settings.log_level, settings.log_format)
-    app = create_app(settings)
+    _make_home(settings)
+    lock = lock_home(settings.home)  # before the database is looked at, which may have to be brought up to date
+    with lasting():
+        app = create_app(settings)
+    app.state.home_lock = lock
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -153,6 +158,10 @@ def serve(settings: Settings) -> int:
     server = _Server(config, settings.home / SERVER_FILE, app.state.services.pool)
     server.run()
     return 0 if server.started else 1
+
+
+def _make_home(settings: Settings) -> None:
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 class _Server(uvicorn.Server):
@@ -188,7 +197,7 @@ class _Server(uvicorn.Server):
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     settings: Settings = app.state.settings
-    with lock_home(settings.home):
+    with getattr(app.state, "home_lock", None) or lock_home(settings.home):
         app.state.loop = asyncio.get_running_loop()
         removed = await asyncio.to_thread(services.blobs.start)
         await asyncio.to_thread(services.partials.start)
@@ -241,7 +250,8 @@ async def _sweep(app: FastAPI) -> None:
     def sweep_once() -> list[str]:
         services.partials.prune()
         keep = queue.active_digests()
-        services.catalog.forget_unused(keep, grace)
+        # What this process was asked for lately stays, though the wall clock may have jumped since.
+        services.catalog.forget_unused(keep | services.blobs.used_within(grace), grace)
         return services.blobs.sweep(keep | services.catalog.referenced_digests(), grace)
 
     while True:
@@ -257,7 +267,7 @@ async def _sweep(app: FastAPI) -> None:
 def _pool_options(settings: Settings) -> PoolOptions:
     worker = WorkerOptions(
         batch_tokens=settings.batch_tokens,
-        threads=settings.threads or machine.physical_cores(),
+        threads=settings.threads or machine.usable_cores(),
         gpu_layers=settings.gpu_layers,
         load_timeout_seconds=settings.load_timeout_seconds,
         hang_seconds=settings.worker_hang_seconds,
@@ -317,4 +327,4 @@ def _api_options(settings: Settings) -> ApiOptions:
 
 
 def _job_threads(settings: Settings) -> int:
-    return settings.job_threads or machine.physical_cores()
+    return settings.job_threads or machine.usable_cores()

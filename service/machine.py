@@ -1,8 +1,10 @@
-"""What this machine has: memory (as the container is allowed), cores, CPU features, GPUs, an id for its rungs."""
+"""What this machine has: memory and cores (as the container is allowed), CPU features, GPUs, an id for its rungs."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import platform
 import shutil
 import subprocess
@@ -12,20 +14,15 @@ from pathlib import Path
 import psutil
 
 _GPU_SECONDS = 10.0
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def memory_bytes() -> int:
-    """Memory this process may use: the machine's, or the control group's limit when that is less."""
+    """Memory this process may use: the machine's, or the least limit of its control groups when that is less."""
     total = int(psutil.virtual_memory().total)
-    for path in _CGROUP_LIMITS:
-        try:
-            text = path.read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            return min(total, int(text))
-    return total
+    limits = _settings("memory", "memory.max") + _settings("memory", "memory.limit_in_bytes")
+    return min([total, *(int(text) for text in limits if text.isdigit())])
 
 
 def default_memory_budget_bytes() -> int:
@@ -33,9 +30,30 @@ def default_memory_budget_bytes() -> int:
     return memory_bytes() * 4 // 5
 
 
-def physical_cores() -> int:
-    """Cores to compute on: hyper-threads share one core's arithmetic units."""
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+def usable_cores() -> int:
+    """Cores to compute on: hyper-threads share one core's arithmetic units.
+
+    No more than the process may run on, nor than its CPU quota pays for: threads that wait for one that is held back
+    lose more than that one.
+    """
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the control groups of this process allow it; None for all there is."""
+    shares = [text.split() for text in _settings("cpu", "cpu.max")]
+    quotas, periods = _settings("cpu", "cpu.cfs_quota_us"), _settings("cpu", "cpu.cfs_period_us")
+    shares += [list(pair) for pair in zip(quotas, periods, strict=False)]
+    found = [
+        int(share[0]) / int(share[1])
+        for share in shares
+        if len(share) == 2 and share[0].isdigit() and share[1].isdigit() and int(share[1])
+    ]
+    return min(found, default=None)
 
 
 def cpu_model() -> str:
@@ -45,7 +63,7 @@ def cpu_model() -> str:
 
 def description() -> str:
     """The machine in a few words, for people and to tell whether speeds were measured here."""
-    return f"{cpu_model()}, {physical_cores()} cores"
+    return f"{cpu_model()}, {usable_cores()} cores"
 
 
 def available_bytes() -> int:
@@ -99,6 +117,41 @@ def binding_version() -> str:
         return metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _settings(controller: str, name: str) -> list[str]:
+    """What a setting says in the control groups that this process is in, its own first; both versions of the interface.
+
+    Inside a container the root of what is mounted is its own group, whatever path the kernel tells.
+    """
+    folders = dict.fromkeys(
+        root / Path(*path.parts[:depth])
+        for root in (_CGROUPS, _CGROUPS / controller)
+        for path in _own_cgroups(controller)
+        for depth in range(len(path.parts), -1, -1)
+    )
+    found = []
+    for folder in folders:
+        try:
+            found.append((folder / name).read_text().strip())
+        except OSError:
+            continue
+    return found
+
+
+def _own_cgroups(controller: str) -> list[Path]:
+    """The control groups of this process, relative to where they are mounted."""
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        lines = []
+    fields = [line.split(":", 2) for line in lines]
+    mine = [
+        path
+        for _, controllers, path in (each for each in fields if len(each) == 3)
+        if not controllers or controller in controllers.split(",")
+    ]
+    return [Path(path.lstrip("/")) for path in mine] or [Path()]
 
 
 def _cpuinfo(field: str) -> str:

@@ -19,13 +19,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.domain.errors import InvalidParameter
 from service.domain.names import closest
-from service.domain.remote import (
-    DEFAULT_HOSTS,
-    DEFAULT_HUB_URL,
-    DEFAULT_REGISTRY_URL,
-    check_host_pattern,
-    check_origin,
-)
+from service.domain.reach import check_host_pattern, check_origin
+from service.domain.remote import DEFAULT_HOSTS, DEFAULT_HUB_URL, DEFAULT_REGISTRY_URL
 
 PREFIX = "QUANTRY_"
 # Read by the command line, the demo, scripts, tests and docker-compose.yml, not by the server.
@@ -123,7 +118,7 @@ class Settings(BaseSettings):
     )
     parallel: int = Field(4, ge=1, le=256, description="Requests that one worker runs at the same time.")
     batch_tokens: int = Field(512, ge=16, le=16384, description="Most tokens in one llama.cpp batch.")
-    threads: int | None = Field(None, ge=1, le=1024, description="Threads of a worker; None: the physical cores.")
+    threads: int | None = Field(None, ge=1, le=1024, description="Threads of a worker; None: the usable cores.")
     max_token_gap_seconds: float = Field(
         0.25, ge=0.01, le=60, description="Longest that prompts may hold up the next token of a stream, in seconds."
     )
@@ -169,7 +164,7 @@ class Settings(BaseSettings):
 
     # --- jobs
     job_concurrency: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
-    job_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a job; None: the physical cores.")
+    job_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a job; None: the usable cores.")
     max_queued_jobs: int = Field(100, ge=1, le=10_000, description="Most jobs waiting; more are refused with 429.")
     laboratory_bytes: int = Field(
         20 * GIB,
@@ -200,7 +195,7 @@ class Settings(BaseSettings):
     pull_concurrency: int = Field(2, ge=1, le=16, description="Pulls that run at the same time, beside other jobs.")
     pull_connections: int = Field(4, ge=1, le=16, description="Connections that one pull fetches over.")
     pull_bytes_per_second: int = Field(
-        0, ge=0, le=1 << 40, description="Most bytes a second that one pull fetches; 0: no limit."
+        0, ge=0, le=1 << 40, description="Most bytes a second that all pulls bring together; 0: no limit."
     )
     pull_stall_seconds: float = Field(
         30.0, ge=1, le=3600, description="Seconds that a connection of a pull may bring nothing before it is replaced."

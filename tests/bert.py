@@ -1,4 +1,4 @@
-"""BERT with mean pooling in numpy, float64, from the formulas of its paper: what our conversion is held against.
+"""BERT and RoBERTa in numpy, float64, from the formulas of their papers: what our conversion is held against.
 
 Reads the checkpoint's own file with a reader of its own, and its vocabulary: nothing of quantry and nothing of
 llama.cpp is in the way.
@@ -18,7 +18,10 @@ Array = NDArray[np.float64]
 
 
 class Bert:
-    """An encoder read from a folder of safetensors in F32, as all-MiniLM-L6-v2's."""
+    """An encoder read from a folder of safetensors in F32, as all-MiniLM-L6-v2's.
+
+    RoBERTa's kind counts positions from behind the padding token's id.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.config = json.loads((folder / "config.json").read_text())
@@ -30,17 +33,26 @@ class Bert:
             if name != "__metadata__" and entry["dtype"] == "F32":
                 begin, end = (8 + length + offset for offset in entry["data_offsets"])
                 values = np.frombuffer(data[begin:end], "<f4").astype(np.float64)
-                self.tensors[name] = values.reshape(entry["shape"])
+                self.tensors[name.removeprefix("roberta.")] = values.reshape(entry["shape"])
+        self.first_position = self.config["pad_token_id"] + 1 if "roberta" in self.config["model_type"] else 0
         self.tokens: dict[str, int] = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
 
     def vector(self, text: str) -> Array:
         """The mean over all tokens of the last layer, of length 1."""
-        ids = self.ids(text)
+        mean = self.states(self.ids(text)).mean(axis=0)
+        return mean / np.linalg.norm(mean)
+
+    def rank(self, ids: list[int]) -> float:
+        """The one number of a head for classification: RoBERTa's, on the first token."""
+        first = np.tanh(self._linear("classifier.dense", self.states(ids)[:1]))
+        return float(self._linear("classifier.out_proj", first)[0, 0])
+
+    def states(self, ids: list[int]) -> Array:
+        """The last layer, one row a token."""
         states = self._embedded(ids)
         for layer in range(self.config["num_hidden_layers"]):
             states = self._layer(f"encoder.layer.{layer}", states)
-        mean = states.mean(axis=0)
-        return mean / np.linalg.norm(mean)
+        return states
 
     def ids(self, text: str) -> list[int]:
         """WordPiece, lower case, without accents: longest match first."""
@@ -63,7 +75,8 @@ class Bert:
     def _embedded(self, ids: list[int]) -> Array:
         words, places = self.tensors["embeddings.word_embeddings.weight"], "embeddings.position_embeddings.weight"
         kinds = self.tensors["embeddings.token_type_embeddings.weight"]
-        return self._norm("embeddings", words[ids] + self.tensors[places][: len(ids)] + kinds[0])
+        first = self.first_position
+        return self._norm("embeddings", words[ids] + self.tensors[places][first : first + len(ids)] + kinds[0])
 
     def _layer(self, name: str, states: Array) -> Array:
         attended = self._linear(f"{name}.attention.output.dense", self._attention(f"{name}.attention.self", states))

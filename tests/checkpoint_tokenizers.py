@@ -7,6 +7,7 @@ written as protobuf by hand.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
@@ -125,12 +126,12 @@ def _new(known: Sequence[str], merges: Sequence[tuple[str, str]]) -> list[str]:
 # ---- tokenizer.json of byte-level BPE ----
 
 
-def _added(tokens: Iterable[tuple[int, str, bool]], **flags: bool) -> list[dict[str, Any]]:
+def added_tokens(tokens: Iterable[tuple[int, str, bool]], **flags: bool) -> list[dict[str, Any]]:
     rest = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False} | flags
     return [{"id": number, "content": text} | rest | {"special": special} for number, text, special in tokens]
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -155,8 +156,8 @@ def _write_byte_level(
     ignore_merges: bool = False,
     config: Mapping[str, Any],
 ) -> list[str]:
-    specials = _added(added)
-    _write_json(
+    specials = added_tokens(added)
+    write_json(
         folder / "tokenizer.json",
         {
             "version": "1.0",
@@ -182,9 +183,9 @@ def _write_byte_level(
         },
     )
     decoder = {str(token["id"]): {key: token[key] for key in token if key != "id"} for token in specials}
-    _write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder} | dict(config))
+    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder} | dict(config))
     names = {key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str)}
-    _write_json(folder / "special_tokens_map.json", names)
+    write_json(folder / "special_tokens_map.json", names)
     tokens = dict(enumerate(vocabulary)) | {number: text for number, text, _ in added}
     return [tokens[number] for number in range(max(tokens) + 1)]
 
@@ -384,6 +385,48 @@ def write_tekken(folder: Path) -> list[str]:
     )
 
 
+def write_tekken_alone(folder: Path) -> list[str]:
+    """Devstral and others: Mistral's own tekken.json, and a chat template in a file."""
+    _, merges = _byte_level()
+    letters = _byte_letters()
+    byte_of = {letter: byte for byte, letter in enumerate(letters)}
+    learned = [bytes([byte]) for byte in range(256)]
+    learned += [bytes(byte_of[letter] for letter in text) for text in _new(letters, merges)]
+    specials = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
+    specials += ("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "<pad>", "[PREFIX]", "[MIDDLE]", "[SUFFIX]")
+    specials += ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]")
+    count = len(specials) + 4  # of which the last are not named
+    tokens = [*specials, *(f"<SPECIAL_{number}>" for number in range(len(specials), count))]
+    write_json(
+        folder / "tekken.json",
+        {
+            "config": {
+                "pattern": TEKKEN_PATTERN,
+                "num_vocab_tokens": len(learned) + 2,
+                "default_vocab_size": count + len(learned),
+                "default_num_special_tokens": count,
+                "version": "v7",
+            },
+            "vocab": [
+                {"rank": rank, "token_bytes": base64.b64encode(text).decode(), "token_str": _utf8(text)}
+                for rank, text in enumerate([*learned, b"not ", b"not used"])
+            ],
+            "special_tokens": [
+                {"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(specials)
+            ],
+        },
+    )
+    (folder / "chat_template.jinja").write_text(INST, encoding="utf-8")
+    return [*tokens, *("".join(letters[byte] for byte in text) for text in learned)]
+
+
+def _utf8(text: bytes) -> str | None:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def write_roberta(folder: Path) -> list[str]:
     """RoBERTa: GPT-2's rules, special tokens at both ends of the vocabulary."""
     first = ("<s>", "<pad>", "</s>", "<unk>")
@@ -442,7 +485,7 @@ def sentencepiece_model(
         piece = _bytes(1, text.encode()) + _float(2, score)
         blocks.append(_bytes(1, piece if category == NORMAL else piece + _number(3, category)))
     unknown, begin, end, padding = ids
-    trainer = _number(3, kind) + _number(4, len(pieces)) + _number(35, 1)
+    trainer = _number(3, kind) + _number(4, len(pieces)) + _number(35, kind == BPE)
     trainer += _number(40, unknown) + _number(41, begin) + _number(42, end) + _number(43, padding)
     normalizer = _bytes(1, b"identity") + (_bytes(2, charsmap) if charsmap else b"")
     normalizer += _number(3, add_dummy_prefix) + _number(4, remove_extra_whitespaces) + _number(5, 1)
@@ -500,7 +543,7 @@ _LLAMA2_CONFIG = {
 
 
 def _decoder_entries(tokens: Iterable[tuple[int, str, bool]]) -> dict[str, Any]:
-    return {str(token.pop("id")): token for token in _added(tokens)}
+    return {str(token.pop("id")): token for token in added_tokens(tokens)}
 
 
 def write_llama2(folder: Path) -> list[str]:
@@ -513,8 +556,8 @@ def write_llama2(folder: Path) -> list[str]:
         for number, name in (("0", "unk"), ("1", "bos"), ("2", "eos"))
     }
     config = _LLAMA2_CONFIG | {"added_tokens_decoder": specials, "chat_template": INST} | named
-    _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
     return [text for text, _, _ in pieces]
 
 
@@ -525,7 +568,7 @@ def write_llama2_fast(folder: Path) -> list[str]:
     specials = [(number, text, True) for number, (text, _, _) in enumerate(_LLAMA2_SPECIALS)]
     _write_fast_llama2(folder, pieces, specials)
     config = _LLAMA2_CONFIG | {"added_tokens_decoder": _decoder_entries(specials), "chat_template": INST}
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
     return [text for text, _, _ in pieces]
 
 
@@ -542,13 +585,13 @@ def _write_fast_llama2(
         for cut in sorted(range(1, len(text)), key=lambda cut: ids.get(text[:cut], 0))
         if text[:cut] in ids and text[cut:] in ids
     ]
-    _write_json(
+    write_json(
         folder / "tokenizer.json",
         {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": _added(added),
+            "added_tokens": added_tokens(added),
             "normalizer": {
                 "type": "Sequence",
                 "normalizers": [
@@ -592,7 +635,7 @@ def write_mistral(folder: Path) -> list[str]:
     specials = [(number, text, True) for number, (text, _, _) in enumerate(pieces[:7])]
     _write_fast_llama2(folder, pieces, specials)
     config = _LLAMA2_CONFIG | {"added_tokens_decoder": _decoder_entries(specials), "chat_template": INST}
-    _write_json(folder / "tokenizer_config.json", config | {"add_prefix_space": True})
+    write_json(folder / "tokenizer_config.json", config | {"add_prefix_space": True})
     return [text for text, _, _ in pieces]
 
 
@@ -604,7 +647,7 @@ def write_phi3(folder: Path) -> list[str]:
     names = ["<|endoftext|>", "<|assistant|>", *(f"<|placeholder{number}|>" for number in range(1, 5))]
     names += ["<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>"]
     extra = {name: len(pieces) + number for number, name in enumerate(names)}
-    _write_json(folder / "added_tokens.json", extra)
+    write_json(folder / "added_tokens.json", extra)
     added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", False)]
     added += [(number, name, True) for name, number in extra.items()]
     _write_fast_llama2(folder, pieces, added)
@@ -615,8 +658,8 @@ def write_phi3(folder: Path) -> list[str]:
         "pad_token": "<|endoftext|>",
         "chat_template": PHI3,
     }
-    _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "generation_config.json", {"eos_token_id": [extra["<|endoftext|>"], extra["<|end|>"]]})
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "generation_config.json", {"eos_token_id": [extra["<|endoftext|>"], extra["<|end|>"]]})
     return [*(text for text, _, _ in pieces), *names]
 
 
@@ -627,7 +670,7 @@ def write_gemma(folder: Path) -> list[str]:
 
 def write_gemma3(folder: Path) -> list[str]:
     """Gemma 3: the same with its template in chat_template.json."""
-    _write_json(folder / "chat_template.json", {"chat_template": GEMMA})
+    write_json(folder / "chat_template.json", {"chat_template": GEMMA})
     return _write_gemma(folder, {})
 
 
@@ -657,7 +700,7 @@ def _write_gemma(folder: Path, more: Mapping[str, Any]) -> list[str]:
         "spaces_between_special_tokens": False,
         "tokenizer_class": "GemmaTokenizer",
     }
-    _write_json(folder / "tokenizer_config.json", config | dict(more))
+    write_json(folder / "tokenizer_config.json", config | dict(more))
     return [text for text, _, _ in pieces]
 
 
@@ -682,13 +725,13 @@ def write_bert(folder: Path) -> list[str]:
         return {"SpecialToken": {"id": text, "type_id": kind}}
 
     single = [special("[CLS]", 0), *_A, special("[SEP]", 0)]
-    _write_json(
+    write_json(
         folder / "tokenizer.json",
         {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": _added(specials),
+            "added_tokens": added_tokens(specials),
             "normalizer": {
                 "type": "BertNormalizer",
                 "clean_text": True,
@@ -717,7 +760,7 @@ def write_bert(folder: Path) -> list[str]:
     )
     names = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
     names["mask_token"] = "[MASK]"
-    _write_json(folder / "special_tokens_map.json", names)
+    write_json(folder / "special_tokens_map.json", names)
     config = {
         "do_lower_case": True,
         **names,
@@ -726,7 +769,7 @@ def write_bert(folder: Path) -> list[str]:
         "model_max_length": 512,
         "tokenizer_class": "BertTokenizer",
     }
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
     (folder / "1_Pooling").mkdir(exist_ok=True)
     pooling = {
         "word_embedding_dimension": 256,
@@ -735,10 +778,10 @@ def write_bert(folder: Path) -> list[str]:
         "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False,
     }
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "1_Pooling" / "config.json", pooling)
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
-    _write_json(folder / "modules.json", modules)
+    write_json(folder / "modules.json", modules)
     return tokens

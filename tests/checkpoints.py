@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests import checkpoint_tokenizers as tokenizers
+from tests import unigram_tokenizers
 
 HIDDEN = 256
 INNER = 256
@@ -194,6 +195,10 @@ _GEMMA_NORMS = (
 )
 
 
+def _gemma(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
+    return _decoder(random, config, around=0.0)
+
+
 def _gemma2(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
     return _decoder(random, config, norms=_GEMMA_NORMS, around=0.0)
 
@@ -268,6 +273,16 @@ def _bert(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
         norm(f"{start}.output")
     linear("pooler.dense", hidden, hidden)
     return weights.tensors
+
+
+def _reranker(random: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
+    weights = _Weights(random)
+    hidden = config["hidden_size"]
+    for name, outputs in (("dense", hidden), ("out_proj", 1)):
+        weights.matrix(f"classifier.{name}.weight", outputs, hidden)
+        weights.vector(f"classifier.{name}.bias", outputs)
+    own = {name: tensor for name, tensor in _bert(random, config).items() if not name.startswith("pooler.")}
+    return {f"roberta.{name}": tensor for name, tensor in own.items()} | weights.tensors
 
 
 # ---- config.json ----
@@ -375,6 +390,23 @@ def _qwen3_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
         rope_theta=1000000,
         attention_bias=False,
         sliding_window=None,
+    )
+
+
+def _gemma_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    return _shape(
+        "GemmaForCausalLM",
+        "gemma",
+        vocabulary,
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        head_dim=2 * HEAD,  # wider than hidden size over heads
+        num_key_value_heads=1,
+        rms_norm_eps=1e-6,
+        hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
     )
 
 
@@ -493,6 +525,20 @@ def _roberta_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
     return _bert_config(ids, vocabulary) | own
 
 
+def _xlm_roberta_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    own = {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta"}
+    return _roberta_config(ids, vocabulary) | own
+
+
+def _reranker_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    own = {
+        "architectures": ["XLMRobertaForSequenceClassification"],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+    }
+    return _xlm_roberta_config(ids, vocabulary) | own
+
+
 def _mixtral_config(ids: Ids, vocabulary: int) -> dict[str, Any]:
     return _shape(
         "MixtralForCausalLM",
@@ -550,8 +596,10 @@ FAMILIES: Mapping[str, _Family] = {
     "llama3": _Family(tokenizers.write_llama3, _llama3_config, _llama),
     "mistral": _Family(tokenizers.write_mistral, _mistral_config, _llama),
     "mistral-nemo": _Family(tokenizers.write_tekken, _nemo_config, _llama),
+    "mistral-tekken": _Family(tokenizers.write_tekken_alone, _nemo_config, _llama),
     "qwen2": _Family(tokenizers.write_qwen, _qwen2_config, _qwen2, padding=16),
     "qwen3": _Family(tokenizers.write_qwen3, _qwen3_config, _qwen3, padding=16),
+    "gemma": _Family(tokenizers.write_gemma, _gemma_config, _gemma),
     "gemma2": _Family(tokenizers.write_gemma, _gemma2_config, _gemma2),
     "gemma3": _Family(tokenizers.write_gemma3, _gemma3_config, _gemma3, padding=64),
     "phi3": _Family(tokenizers.write_phi3, _phi3_config, _phi3, padding=8),
@@ -562,6 +610,10 @@ FAMILIES: Mapping[str, _Family] = {
     "gemma3-vision": _Family(tokenizers.write_gemma3, _gemma3_sees_config, _gemma3_sees, padding=64),
     "bert": _Family(tokenizers.write_bert, _bert_config, _bert),
     "roberta": _Family(tokenizers.write_roberta, _roberta_config, _bert),
+    "xlm-roberta": _Family(unigram_tokenizers.write_unigram, _xlm_roberta_config, _bert, padding=8),
+    "xlm-roberta-slow": _Family(unigram_tokenizers.write_unigram_model, _xlm_roberta_config, _bert, padding=8),
+    "reranker": _Family(unigram_tokenizers.write_unigram, _reranker_config, _reranker),
 }
-ENCODERS = ("bert", "roberta")
-GENERATING = tuple(family for family in FAMILIES if family not in ENCODERS)
+ENCODERS = ("bert", "roberta", "xlm-roberta", "xlm-roberta-slow")
+RERANKERS = ("reranker",)
+GENERATING = tuple(family for family in FAMILIES if family not in (*ENCODERS, *RERANKERS))

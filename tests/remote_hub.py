@@ -159,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := re.fullmatch(r"/v2/([^/]+/[^/]+)/manifests/(.+)", path):
             self._manifest(f"{match[1]}:{match[2]}")
         elif match := re.fullmatch(r"/v2/([^/]+/[^/]+)/blobs/(.+)", path):
-            self._file(seen, match[2], self.hub.blobs.get(match[2]))
+            is_public = not self.hub.realm or self.headers.get("Authorization") == "Bearer for-everybody"
+            self._file(seen, match[2], self.hub.blobs.get(match[2])) if is_public else self._empty(401, {})
         elif path == "/token":
             self._json({"token": "for-everybody"})
         else:

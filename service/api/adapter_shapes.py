@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from service.api.shapes import Name, ServerPath, Shape, Strict, UploadDigest, UploadedFiles
+from service.api.shapes import Listing, Name, ServerPath, Shape, Strict, UploadDigest, UploadedFiles
 from service.domain.adapters import MAX_ADAPTERS, MAX_SCALE, NAME_PATTERN
+from service.domain.addresses import MAX_ADDRESS
 from service.domain.generation import AdapterUse
-from service.domain.remote import MAX_ADDRESS
 
 MAX_FILES = 64
 
@@ -99,6 +99,10 @@ class AdapterShape(Shape):
     general_name: str | None = Field(description="What the file calls itself.")
     corrupt: bool
     created_at: str
+
+
+class AdapterListing(Listing[AdapterShape]):
+    """Adapters."""
 
 
 class GoneAdapterShape(Shape):

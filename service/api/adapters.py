@@ -7,14 +7,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service.api.adapter_shapes import AdapterBody, AdapterShape, GoneAdapterShape
+from service.api.adapter_shapes import AdapterBody, AdapterListing, AdapterShape, GoneAdapterShape
 from service.api.catalogue_shapes import JobShape
 from service.api.documents import errors
 from service.api.import_paths import admitted_path
 from service.api.jobs import accepted
+from service.api.path_parameters import Ref
 from service.api.responses import error_from, json_response
 from service.api.services import Services, Use
-from service.api.shapes import NAME_PATTERN, Listing, Ref
+from service.api.shapes import NAME_PATTERN
 from service.api.streams import unless_gone
 from service.domain.adapters import NAME_PATTERN as ADAPTER_PATTERN
 from service.domain.catalog import Adapter
@@ -32,11 +33,11 @@ Name = Annotated[str, Path(description="Name of the adapter.", pattern=f"^{ADAPT
 
 
 @router.get("", summary="List the adapters", responses=errors())
-async def list_all(services: Use, model: Model = None) -> Listing[AdapterShape]:
+async def list_all(services: Use, model: Model = None) -> AdapterListing:
     """By model, oldest first. A tag in the name of the model does not count."""
     key = None if model is None else parse_ref(model).key
     found = await asyncio.to_thread(services.catalog.adapters.all, key)
-    return Listing[AdapterShape](data=[adapter_shape(adapter) for adapter in found])
+    return AdapterListing(data=[adapter_shape(adapter) for adapter in found])
 
 
 @router.post(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.api.contenders import Levels
-from service.api.frontier_svg import JOINT, Picture, size
+from service.api.frontier_axes import size
+from service.api.frontier_svg import JOINT, Picture
 from service.domain.frontier import Judged, Point
 from service.domain.recommend import Basis, Candidate, Hindrance, Reason, Recommendation
 

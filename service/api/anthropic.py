@@ -17,7 +17,6 @@ from service.api.responses import Dialect, error_from_event, json_response
 from service.api.services import Use
 from service.api.streams import EventStream, error_event, sse, unless_gone
 from service.domain.generation import Failed, Finished, GenerationRequest, Usage
-from service.workers.questions import Render
 
 router = APIRouter(prefix="/v1", tags=["anthropic"])
 
@@ -67,7 +66,7 @@ async def count_tokens(body: CountBody, request: Request, services: Use) -> Resp
     """How many tokens the prompt has, template and tools included. Loads the variant where it is not in memory."""
     asked = prompt_request(body)
     variant = await services.servable(body.model)
-    rendered = await unless_gone(request.receive, services.pool.ask(variant, Render(asked)))
+    rendered = await unless_gone(request.receive, generation.rendered(services, variant, asked))
     return json_response({"input_tokens": len(rendered.tokens)}, headers={VARIANT_HEADER: variant.name})
 
 

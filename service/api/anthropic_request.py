@@ -8,7 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from service.api.anthropic_shapes import BlockBody, CountBody, MessagesBody, ThinkingBody, ToolBody, TurnBody
+from service.api.anthropic_shapes import (
+    AnthropicBlockBody,
+    AnthropicToolBody,
+    AnthropicTurnBody,
+    CountBody,
+    MessagesBody,
+    ThinkingBody,
+)
+from service.api.sampling import sampling_params
 from service.api.shapes import schema_grammar
 from service.domain.errors import InvalidParameter, NotSupported
 from service.domain.generation import (
@@ -37,21 +45,14 @@ _BILLING_STAMP = re.compile(r"^x-anthropic-billing-header:[^\n]*?cch=[0-9a-f]{5}
 
 def generation_request(body: MessagesBody) -> GenerationRequest:
     """What a body of `/v1/messages` asks for."""
-    ours = SamplingParams()
     if body.thinking is not None and (body.thinking.budget_tokens or 0) >= body.max_tokens:
         param = "thinking.budget_tokens"
         raise InvalidParameter(f"{param} must be less than max_tokens; raise max_tokens.", param=param)
     return replace(
         prompt_request(body),
         max_tokens=body.max_tokens,
-        sampling=SamplingParams(
-            temperature=DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
-            top_p=DEFAULT_TOP_P if body.top_p is None else body.top_p,
-            top_k=ours.top_k if body.top_k is None else body.top_k,
-            min_p=ours.min_p if body.min_p is None else body.min_p,
-            repeat_penalty=ours.repeat_penalty if body.repeat_penalty is None else body.repeat_penalty,
-            repeat_last_n=ours.repeat_last_n if body.repeat_last_n is None else body.repeat_last_n,
-            seed=body.seed,
+        sampling=sampling_params(
+            body, SamplingParams(temperature=DEFAULT_TEMPERATURE, top_p=DEFAULT_TOP_P), seed=body.seed
         ),
         stop=tuple(body.stop_sequences or ()),
         context_length=body.context_length,
@@ -84,7 +85,7 @@ def _system(body: CountBody) -> Iterator[Message]:
         yield Message("system", text)
 
 
-def _conversation(turns: Sequence[TurnBody]) -> list[Message]:
+def _conversation(turns: Sequence[AnthropicTurnBody]) -> list[Message]:
     """The turns; those of one role that follow each other become one, as Anthropic's servers have it."""
     found: list[Message] = []
     for index, turn in enumerate(turns):
@@ -116,7 +117,7 @@ def _joined(one: Message, other: Message) -> Message:
     )
 
 
-def _question(blocks: Sequence[BlockBody], here: str) -> Iterator[Message]:
+def _question(blocks: Sequence[AnthropicBlockBody], here: str) -> Iterator[Message]:
     """A user's turn: results of tools and texts, in their order."""
     texts: list[str] = []
     for index, block in enumerate(blocks):
@@ -136,7 +137,7 @@ def _question(blocks: Sequence[BlockBody], here: str) -> Iterator[Message]:
         yield Message("user", "\n".join(texts))
 
 
-def _answer(blocks: Sequence[BlockBody], here: str) -> Message:
+def _answer(blocks: Sequence[AnthropicBlockBody], here: str) -> Message:
     """The assistant's turn: thinking, texts, calls."""
     thoughts: list[str] = []
     texts: list[str] = []
@@ -155,11 +156,11 @@ def _answer(blocks: Sequence[BlockBody], here: str) -> Message:
     return Message("assistant", "\n".join(texts), reasoning=reasoning or None, tool_calls=tuple(calls))
 
 
-def _texts(blocks: Sequence[BlockBody], here: str) -> list[str]:
+def _texts(blocks: Sequence[AnthropicBlockBody], here: str) -> list[str]:
     return [_text(block, f"{here}[{index}]") for index, block in enumerate(blocks)]
 
 
-def _text(block: BlockBody, at: str) -> str:
+def _text(block: AnthropicBlockBody, at: str) -> str:
     """The words of a block that has some; NotSupported for images, files and what Anthropic's servers made."""
     source = block.source or {}
     if block.type == "text":
@@ -179,7 +180,7 @@ def _needed(value: T | None, param: str) -> T:
     return value
 
 
-def _tool(index: int, tool: ToolBody) -> Tool:
+def _tool(index: int, tool: AnthropicToolBody) -> Tool:
     here = f"tools[{index}]"
     if tool.type not in (None, "custom"):
         raise NotSupported(

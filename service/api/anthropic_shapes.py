@@ -81,7 +81,7 @@ def _as_turns(schema: dict[str, Any]) -> None:
     schema |= {"description": description, "anyOf": _TURNS}
 
 
-class BlockBody(Lenient):
+class AnthropicBlockBody(Lenient):
     """One piece of a message. Which of the fields it has follows from its `type`."""
 
     type: Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -91,22 +91,22 @@ class BlockBody(Lenient):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | list[BlockBody] | None = None
+    content: str | list[AnthropicBlockBody] | None = None
     is_error: bool | None = None
     source: dict[str, Any] | None = None
     title: str | None = None
 
 
-class TurnBody(Lenient):
+class AnthropicTurnBody(Lenient):
     """One turn of a conversation."""
 
     model_config = ConfigDict(json_schema_extra=_as_turns)
 
     role: Literal["user", "assistant", "system"]
-    content: str | Annotated[list[BlockBody], Field(min_length=1)]
+    content: str | Annotated[list[AnthropicBlockBody], Field(min_length=1)]
 
 
-class ToolBody(Lenient):
+class AnthropicToolBody(Lenient):
     """A tool that the client runs. Tools that Anthropic's servers run have another `type` and are refused."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["name", "input_schema"]})
@@ -180,9 +180,9 @@ class CountBody(Lenient):
     )
 
     model: Name
-    messages: Annotated[list[TurnBody], Field(min_length=1, max_length=MAX_MESSAGES)]
-    system: Annotated[str | list[BlockBody] | None, _SYSTEM] = None
-    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
+    messages: Annotated[list[AnthropicTurnBody], Field(min_length=1, max_length=MAX_MESSAGES)]
+    system: Annotated[str | list[AnthropicBlockBody] | None, _SYSTEM] = None
+    tools: Annotated[list[AnthropicToolBody], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingBody | None = None
     output_config: OutputConfigBody | None = None

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints
 from service.api.catalogue_shapes import BundleBody, JobShape
 from service.api.documents import errors
 from service.api.downloads import Content, Download, FilePart, answer
-from service.api.exports import ASK_AGAIN, check_intact, entity_tag
+from service.api.exports import ASK_AGAIN, entity_tag
 from service.api.import_paths import admitted_path
 from service.api.jobs import accepted
 from service.api.services import Services, Use
@@ -20,6 +20,7 @@ from service.domain.catalog import Variant
 from service.domain.errors import BlobNotFound, InvalidName, InvalidParameter, ModelNotFound
 from service.domain.jobs import BundleSpec
 from service.domain.names import parse_digest, parse_ref
+from service.store.bundles.gathering import gather
 from service.store.bundles.packing import Packed, pack
 
 router = APIRouter(prefix="/v1", tags=["native"])
@@ -50,7 +51,8 @@ Levels = Annotated[
     },
 )
 async def get_bundle(ref: Model, request: Request, services: Use, levels: Levels = None) -> Response:
-    """Every variant of the model, or those of `levels`: files, names, tags, lineage and what was measured.
+    """Every variant of the model: files, names, tags, lineage and what was measured; with its importance matrices,
+    adapters, and what its names add. Or variants of `levels`, and what they need of that.
 
     The same variants give the same bytes, so that a download that broke off goes on with `Range` and `If-Range`.
     """
@@ -114,12 +116,10 @@ def _packed(services: Services, name: str, levels: list[str] | None) -> Packed:
         services.catalog.resolve(ref)  # which raises with the closest names
     if levels is not None:
         variants = _chosen(services, ref.key.display, levels)
-    if len(variants) > _MAX_FILES:
-        raise InvalidParameter(f"A bundle has at most {_MAX_FILES} variants; name the levels to take.", param="levels")
-    for variant in variants:
-        check_intact(variant)
-    ids = [variant.id for variant in variants]
-    return pack(variants, services.laboratory.cards(ids), services.catalog.measurements_of(ids))
+    contents = gather(services.catalog, services.laboratory, ref, variants, whole=levels is None)
+    if contents.file_count > _MAX_FILES:
+        raise InvalidParameter(f"A bundle has at most {_MAX_FILES} files; name the levels to take.", param="levels")
+    return pack(contents)
 
 
 def _chosen(services: Services, model: str, levels: list[str]) -> list[Variant]:

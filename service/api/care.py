@@ -12,8 +12,8 @@ from service.api.catalogue import show_variant
 from service.api.catalogue_shapes import JobShape, VariantShape
 from service.api.documents import errors
 from service.api.jobs import accepted
+from service.api.path_parameters import Ref
 from service.api.services import Services, Use
-from service.api.shapes import Ref
 from service.domain.jobs import VerifySpec
 from service.domain.quants import parse_label
 from service.store import pruning

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from service.api.catalogue_shapes import (
     AvailableShape,
@@ -16,7 +15,6 @@ from service.api.catalogue_shapes import (
     MeasurementShape,
     ReferenceShape,
     RemoteOriginShape,
-    VariantListing,
     VariantShape,
 )
 from service.api.laboratory_shapes import CardShape, RecipeShape, SearchShape
@@ -30,37 +28,11 @@ from service.workers.placing import Level
 REFERENCE_SOURCE = "published figures for one 7B model; not measured here"
 
 
-def list_variants(services: Services, model: str | None, context: int | None) -> VariantListing:
-    """Every variant (of one model), and what could be made from the stored sources but is not there."""
-    variants = services.catalog.variants(model)
-    aliases = services.catalog.aliases_of(variants)
-    measured = services.catalog.measurements_of([variant.id for variant in variants])
-    cards = services.laboratory.cards([variant.id for variant in variants])
-    shapes = [
-        _kept_variant(services, variant, aliases[variant.id], measured[variant.id], cards.get(variant.id), context)
-        for variant in variants
-    ]
-    there = _levels_there(variants)
-    sources = best_sources(variants)
-    plans = services.catalog.plans_of([source.digest for source in sources])
-    available = [
-        services.listed.get(
-            (source.id, plan.quantization, context),
-            (source, plan),
-            partial(_available_shape, services, source, plan, context),
-        )
-        for source in sources
-        for plan in plans[source.digest]
-        if plan.quantization not in there[_family(source)]
-    ]
-    return VariantListing(data=shapes, available=available)
-
-
 def show_variant(services: Services, variant: Variant, context: int | None = None) -> VariantShape:
     """One variant."""
     aliases = services.catalog.aliases(variant)
     card = services.laboratory.cards([variant.id]).get(variant.id)
-    return _variant_shape(services, variant, aliases, services.catalog.measurements(variant.id), card, context)
+    return variant_shape(services, variant, aliases, services.catalog.measurements(variant.id), card, context)
 
 
 def best_sources(variants: Sequence[Variant]) -> list[Variant]:
@@ -133,7 +105,7 @@ def _recommended(quantization: str) -> bool:
     return level is not None and level.recommended
 
 
-def _kept_variant(
+def variant_shape(
     services: Services,
     variant: Variant,
     aliases: Sequence[str],
@@ -141,20 +113,7 @@ def _kept_variant(
     card: Card | None,
     context: int | None,
 ) -> VariantShape:
-    """As `_variant_shape`, the last one again where nothing of it has changed."""
-    made_from = (variant, aliases, measured, card, services.pool.is_loaded(variant.digest))
-    make = partial(_variant_shape, services, variant, aliases, measured, card, context)
-    return services.listed.get((variant.id, context), made_from, make)
-
-
-def _variant_shape(
-    services: Services,
-    variant: Variant,
-    aliases: Sequence[str],
-    measured: Sequence[Measurement],
-    card: Card | None,
-    context: int | None,
-) -> VariantShape:
+    """A variant with its names and figures."""
     facts = variant.facts
     level = QUANTIZATIONS.get(variant.quantization)
     return VariantShape(
@@ -199,7 +158,8 @@ def _lineage_shape(lineage: Lineage) -> LineageShape:
     )
 
 
-def _available_shape(services: Services, source: Variant, plan: LevelPlan, context: int | None) -> AvailableShape:
+def available_shape(services: Services, source: Variant, plan: LevelPlan, context: int | None) -> AvailableShape:
+    """What the plan of `source` would become."""
     level = QUANTIZATIONS[plan.quantization]
     planned = as_level(source, plan)
     return AvailableShape(

@@ -19,7 +19,7 @@ from service.api.shapes import (
     UploadDigest,
     UploadedFiles,
 )
-from service.domain.remote import MAX_ADDRESS
+from service.domain.addresses import MAX_ADDRESS
 
 CacheWord = Literal["auto", "f16", "q8_0", "q4_0"]
 
@@ -89,6 +89,14 @@ class JobShape(Shape):
     created_at: str
     started_at: str | None
     finished_at: str | None
+
+
+class JobListing(Listing[JobShape]):
+    """Jobs."""
+
+
+class PlanListing(Listing[PlanShape]):
+    """Plans, one for each level that was asked for."""
 
 
 # --- the catalogue -----------------------------------------------------------------------------------------------
@@ -212,13 +220,17 @@ class VerifiedShape(Shape):
 
 
 def _one_of(*sources: str) -> Any:
-    """Exactly one of them is sent, with a name; for an address the name may be left out."""
+    """Exactly one of them is sent, with a name; only for an address the name may be left out.
+
+    And only what lies at a path is adopted.
+    """
     return [
         {
             "required": [source] if source == "from" else [source, "name"],
             "properties": {
                 source: {"not": {"type": "null"}},
                 **({} if source == "from" else {"name": {"type": "string"}}),
+                **({} if source == "path" else {"adopt": {"const": "copy"}}),
                 **{other: {"type": "null"} for other in sources if other != source},
             },
         }
@@ -352,6 +364,9 @@ class WorkerShape(Shape):
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     adapters: list[str] = Field(default_factory=list, description="LoRA adapters beside the weights.")
+    threads: int = Field(0, description="Threads that it computes with now.")
+    free_cells: int = Field(0, description="Tokens of the cache that no running request holds.")
+    cached_cells: int = Field(0, description="Those among them that are kept for prompts that begin alike.")
     memory_bytes: int
     active_requests: int
     queued_requests: int

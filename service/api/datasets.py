@@ -9,11 +9,10 @@ from fastapi import APIRouter, Path, Request, Response
 
 from service.api.documents import errors
 from service.api.laboratory_bodies import DATASET_PATTERN
-from service.api.laboratory_shapes import DatasetShape, GoneShape
+from service.api.laboratory_shapes import DatasetListing, DatasetShape, GoneShape
 from service.api.limits import declared_length, discard, late_body_response, next_chunk
 from service.api.responses import json_response
 from service.api.services import Use
-from service.api.shapes import Listing
 from service.domain.datasets import Dataset, DatasetKind
 from service.domain.errors import TooLarge
 from service.store.datasets import store_dataset
@@ -30,10 +29,10 @@ Name = Annotated[
 
 
 @router.get("", summary="List the datasets", responses=errors())
-async def list_all(services: Use) -> Listing[DatasetShape]:
+async def list_all(services: Use) -> DatasetListing:
     """Those that come with quantry, and those that were sent."""
     found = await asyncio.to_thread(services.laboratory.datasets)
-    return Listing[DatasetShape](data=[_shape(dataset) for dataset in found])
+    return DatasetListing(data=[_shape(dataset) for dataset in found])
 
 
 @router.put(

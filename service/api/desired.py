@@ -3,56 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import Field
 
+from service.api.desired_shapes import DesiredBody, DesiredLevelShape, DesiredShape
 from service.api.documents import errors
-from service.api.laboratory_bodies import StoredDigest
+from service.api.path_parameters import ModelRef
 from service.api.services import Services, Use
-from service.api.shapes import Level, ModelRef, Shape, Strict
 from service.domain.desired import AUTO, Desired, WishState
 from service.domain.errors import DesiredNotFound, InvalidName
 from service.domain.names import ModelKey, parse_ref
 from service.domain.quants import parse_label
 
 router = APIRouter(prefix="/v1", tags=["native"])
-
-_MAX_LEVELS = 64
-
-
-class DesiredBody(Strict):
-    """What is wanted of a model."""
-
-    levels: list[Level] = Field(min_length=1, max_length=_MAX_LEVELS, description="Levels, aliases too.")
-    importance_matrix: Literal["auto"] | StoredDigest | None = Field(
-        None, description="A stored one by its digest, or `auto`: computed where none is there."
-    )
-    allow_requantize: bool = Field(
-        default=False, description="Make levels also of a source that has lost precision already."
-    )
-
-
-class DesiredLevelShape(Shape):
-    """One level that is wanted, and where it stands."""
-
-    quantization: str
-    state: WishState
-    name: str = Field(description="Canonical name of the variant, made or to be made.")
-    job: str | None = Field(description="The job that makes it, or did not.")
-    reason: str | None = Field(description="Why it is not there.")
-
-
-class DesiredShape(Shape):
-    """What is wanted of a model and how far that has come."""
-
-    model: str
-    levels: list[DesiredLevelShape]
-    importance_matrix: str | None
-    allow_requantize: bool
-    left: int = Field(description="Levels that are not stored, or damaged.")
-    updated_at: str = Field(description="When it was last asked for.")
 
 
 @router.put(

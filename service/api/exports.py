@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.documents import errors
 from service.api.downloads import Content, Download, FilePart, answer
+from service.api.path_parameters import Digest, Ref
 from service.api.services import Services, Use
-from service.api.shapes import Digest, Ref
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, BlobNotFound
 from service.domain.names import parse_digest
@@ -84,7 +84,8 @@ def check_intact(variant: Variant) -> None:
     """Raise BlobCorrupt for a variant whose blob is known to be damaged."""
     if variant.corrupt:
         raise BlobCorrupt(
-            f"The bytes of {variant.name} no longer match their digest; delete it and import or quantize it again."
+            f"The bytes of {variant.name} no longer match their digest; repair it "
+            f"(POST /v1/variants/{variant.name}/repair), or bring the same bytes again."
         )
 
 

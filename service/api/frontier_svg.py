@@ -1,7 +1,6 @@
 """The picture of a model's levels: size against KL divergence, as SVG written by hand. Pure: values in, text out.
 
-It carries its own style, in light and dark, and needs no font, script or file of its own. Text is measured by a table
-of widths on the wide side, since nobody knows which font the reader has.
+It carries its own style, in light and dark, and needs no font, script or file of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ from enum import StrEnum
 from html import escape
 from itertools import pairwise
 
+from service.api.frontier_axes import SMALLEST_KLD, STRIP, Axes, axes_in, loss_ticks, plain, size, size_ticks
 from service.api.label_placement import Anchor, Box, Label, Segment, place_labels
-from service.domain.frontier import Judged, Point
+from service.api.text_width import text_width
+from service.domain.frontier import Judged
 
 
 class Theme(StrEnum):
@@ -40,14 +41,10 @@ WIDTH = 960
 _LEFT, _RIGHT, _TOP = 86.0, 34.0, 104.0
 _FEW = 20  # points; with more of them the plot is higher
 _NONE_HEIGHT, _FEW_HEIGHT, _MANY_HEIGHT = 180.0, 440.0, 580.0
-_STRIP = 44.0  # below the logarithmic axis: where a loss of nought stands
 _LABEL = 13.0
 _NOTE = 12.5
 _NOTE_LINE = 19.0
 _MOST_LABELS = 48
-SMALLEST_KLD = 1e-6
-"""Below this a divergence is rounding of the stored probabilities, and is drawn as nought."""
-
 _LIGHT = {
     "paper": "#ffffff", "ink": "#1c2128", "muted": "#59636e", "grid": "#e6e9ed", "axis": "#b6bdc6",
     "front": "#0969da", "beaten": "#8a94a0", "source": "#1a7f37",
@@ -92,53 +89,15 @@ def frontier_svg(picture: Picture, theme: Theme = Theme.AUTO) -> str:
 # --- the plot ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Axes:
-    """Both axes are logarithmic. `strip`: whether a loss of nought has its place below."""
-
-    area: Box
-    sizes: tuple[float, float]
-    losses: tuple[float, float]
-    strip: bool
-
-    def x(self, size_bytes: float) -> float:
-        low, high = map(math.log, self.sizes)
-        return self.area.x + self.area.width * (math.log(size_bytes) - low) / (high - low)
-
-    def y(self, kld: float) -> float:
-        if kld < SMALLEST_KLD:
-            return self.area.y + self.area.height - _STRIP / 2
-        low, high = map(math.log, self.losses)
-        return self.bottom - (self.bottom - self.area.y) * (math.log(kld) - low) / (high - low)
-
-    @property
-    def bottom(self) -> float:
-        """Where the logarithmic part ends."""
-        return self.area.y + self.area.height - (_STRIP if self.strip else 0.0)
-
-
 def _plot_height(points: int) -> float:
     if not points:
         return _NONE_HEIGHT
     return _FEW_HEIGHT if points <= _FEW else _MANY_HEIGHT
 
 
-def _axes(points: Sequence[Point]) -> _Axes:
-    area = Box(_LEFT, _TOP, WIDTH - _LEFT - _RIGHT, _plot_height(len(points)))
-    sizes = [max(1, point.size_bytes) for point in points]
-    span = max(math.log(max(sizes) / min(sizes)), math.log(1.5))
-    middle = (math.log(max(sizes)) + math.log(min(sizes))) / 2
-    left, right = math.exp(middle - span * 0.56), math.exp(middle + span * 0.56)
-    losses = [point.mean_kld.value for point in points if point.mean_kld.value >= SMALLEST_KLD] or [1e-3, 1.0]
-    low, high = math.log10(min(losses)) - 0.12, math.log10(max(losses)) + 0.12
-    if high - low < 1:
-        low, high = (low + high - 1) / 2, (low + high + 1) / 2
-    strip = any(point.mean_kld.value < SMALLEST_KLD for point in points)
-    return _Axes(area, (left, right), (10**low, 10**high), strip)
-
-
 def _plot(judged: Sequence[Judged]) -> Iterable[str]:
-    axes = _axes([one.point for one in judged])
+    area = Box(_LEFT, _TOP, WIDTH - _LEFT - _RIGHT, _plot_height(len(judged)))
+    axes = axes_in(area, [one.point for one in judged])
     places = [(axes.x(max(1, one.point.size_bytes)), axes.y(one.point.mean_kld.value)) for one in judged]
     route = [place for one, place in zip(judged, places, strict=True) if one.on_front]
     segments = [(*one, *other) for one, other in pairwise(route)]
@@ -158,7 +117,7 @@ def _plot(judged: Sequence[Judged]) -> Iterable[str]:
         yield _label_text(judged[at], label)
 
 
-def _route(route: Sequence[tuple[float, float]], axes: _Axes) -> Iterable[str]:
+def _route(route: Sequence[tuple[float, float]], axes: Axes) -> Iterable[str]:
     """The front as a line; dotted where it leaves the logarithmic axis, since there it has no slope."""
     above = [place for place in route if place[1] <= axes.bottom]
     below = [place for place in route if place[1] > axes.bottom]
@@ -169,19 +128,19 @@ def _route(route: Sequence[tuple[float, float]], axes: _Axes) -> Iterable[str]:
         yield f'<polyline class="route break" points="{" ".join(f"{_n(x)},{_n(y)}" for x, y in ends)}"/>'
 
 
-def _grid(axes: _Axes) -> Iterable[str]:
+def _grid(axes: Axes) -> Iterable[str]:
     area = axes.area
     right, bottom = area.x + area.width, area.y + area.height
-    for value, text in _size_ticks(axes):
+    for value, text in size_ticks(axes):
         x = _n(axes.x(value))
         yield f'<line class="grid" x1="{x}" y1="{_n(area.y)}" x2="{x}" y2="{_n(bottom)}"/>'
         yield f'<text class="tick" x="{x}" y="{_n(bottom + 21)}" text-anchor="middle">{text}</text>'
-    for value in _loss_ticks(axes):
+    for value in loss_ticks(axes):
         y = axes.y(value)
         yield f'<line class="grid" x1="{_n(area.x)}" y1="{_n(y)}" x2="{_n(right)}" y2="{_n(y)}"/>'
-        yield f'<text class="tick" x="{_n(area.x - 10)}" y="{_n(y + 4)}" text-anchor="end">{_plain(value)}</text>'
+        yield f'<text class="tick" x="{_n(area.x - 10)}" y="{_n(y + 4)}" text-anchor="end">{plain(value)}</text>'
     if axes.strip:
-        y = bottom - _STRIP / 2
+        y = bottom - STRIP / 2
         yield f'<line class="edge" x1="{_n(area.x)}" y1="{_n(axes.bottom)}" x2="{_n(right)}" y2="{_n(axes.bottom)}"/>'
         yield f'<text class="tick" x="{_n(area.x - 10)}" y="{_n(y + 4)}" text-anchor="end">0</text>'
     yield f'<path class="axis" d="M{_n(area.x)} {_n(area.y)}V{_n(bottom)}H{_n(right)}"/>'
@@ -206,7 +165,7 @@ def _legend(judged: Sequence[Judged]) -> Iterable[str]:
         x += 12 + text_width(said, 12.5) + 26
 
 
-def _marker(judged: Judged, x: float, y: float, axes: _Axes) -> Iterable[str]:
+def _marker(judged: Judged, x: float, y: float, axes: Axes) -> Iterable[str]:
     point = judged.point
     kind = _kind(judged)
     yield f"<g><title>{_text(_told(judged))}</title>"
@@ -280,89 +239,10 @@ def _told(judged: Judged) -> str:
     return f"{figures}, on the Pareto front" if beaten is None else f"{figures}, dominated by {beaten.name}"
 
 
-# --- ticks -------------------------------------------------------------------------------------------------------
-
-_UNITS = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
-
-
-def size(size_bytes: float) -> str:
-    """`3.60 MiB`: three figures, in binary units as the tables of levels have them."""
-    unit, one = next(((unit, one) for unit, one in _UNITS if size_bytes >= one), _UNITS[-1])
-    value = size_bytes / one
-    return f"{value:.0f} {unit}" if value >= 100 or one == 1 else f"{value:.{2 if value < 10 else 1}f} {unit}"
-
-
-def _plain(value: float) -> str:
-    """A power of ten or a small multiple of one, without an exponent."""
-    return f"{value:.{max(0, -math.floor(math.log10(value)))}f}"
-
-
-def _size_ticks(axes: _Axes) -> list[tuple[float, str]]:
-    """Round sizes with room between them: the coarsest series that gives at least three, else the finest."""
-    low, high = axes.sizes
-    found: list[tuple[float, str]] = []
-    for series in (
-        (1, 4, 16, 64, 256),
-        (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
-        _fine(1),
-        _fine(0.5),
-        _fine(0.2),
-        _fine(0.1),
-    ):
-        ticks = sorted(
-            (mantissa * one, f"{mantissa:g} {unit}")
-            for unit, one in _UNITS
-            for mantissa in series
-            if low <= mantissa * one <= high and mantissa < 1024
-        )
-        found = _spaced(ticks, axes)
-        if len(found) >= 3:
-            break
-    return found
-
-
-def _fine(step: float) -> tuple[float, ...]:
-    """Multiples of `step` whose distance grows with them, as that of a logarithmic axis shrinks."""
-    found, value = [], step
-    while value < 1024:
-        found.append(round(value, 1))
-        value += step * max(1, 2 ** math.floor(math.log2(value / (8 * step)) + 1))
-    return tuple(found)
-
-
-def _spaced(ticks: Sequence[tuple[float, str]], axes: _Axes) -> list[tuple[float, str]]:
-    """The ticks from the left, without those whose text would come too near the one before."""
-    kept: list[tuple[float, str]] = []
-    for value, text in ticks:
-        if not kept or axes.x(value) - axes.x(kept[-1][0]) > 14 + text_width(text, 12.5):
-            kept.append((value, text))
-    return kept
-
-
-def _loss_ticks(axes: _Axes) -> list[float]:
-    low, high = axes.losses
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1, 3) if math.log10(high / low) < 3.4 else (1,)
-    ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
-    # One that nearly lies on the edge of the strip would only be noise there.
-    return [value for value in ticks if low <= value <= high and (axes.bottom - axes.y(value) > 9 or not axes.strip)]
-
-
 # --- text --------------------------------------------------------------------------------------------------------
-
-_WIDE, _NARROW = frozenset("MWmw@%—"), frozenset("iljtfIr.,:;!'|()[]- \u00a0")
-
 
 JOINT = "\u00a0"
 """A space that no line is broken at."""
-
-
-def text_width(text: str, pixels: float, *, bold: bool = False) -> float:
-    """Width of a text in a font of that size: of the wider sans-serif fonts (DejaVu Sans), so rather too much."""
-    ems = sum(
-        0.92 if letter in _WIDE else 0.4 if letter in _NARROW else 0.69 if letter.isupper() else 0.64 for letter in text
-    )
-    return ems * pixels * (1.08 if bold else 1.0)
 
 
 def _fitting(text: str, pixels: float, *, bold: bool = False) -> str:

@@ -38,6 +38,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.metrics import Metrics
+from service.workers.questions import Render, Rendered
 from service.workers.stream import Stream
 
 VARIANT_HEADER = "X-Quantry-Variant"
@@ -235,6 +236,15 @@ async def whole(
     finally:
         generation.cancel()
     return generation, choices
+
+
+async def rendered(services: Services, variant: Variant, asked: GenerationRequest) -> Rendered:
+    """The prompt of a request, as text and tokens, from a worker that is loaded if need be; nothing is generated.
+
+    Raises TemplateFailed for messages where the model's template is broken, before any worker is loaded for it.
+    """
+    _check_template(variant, asked)
+    return await services.pool.ask(variant, Render(asked))
 
 
 def total(ends: Sequence[Finished]) -> tuple[Usage, Timings]:

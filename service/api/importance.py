@@ -14,11 +14,13 @@ from service.api.documents import errors
 from service.api.laboratory_shapes import (
     GoneShape,
     ImportanceMatrixDetailShape,
+    ImportanceMatrixListing,
     ImportanceMatrixShape,
     TensorStatisticsShape,
 )
+from service.api.path_parameters import Digest
 from service.api.services import Services, Use
-from service.api.shapes import NAME_PATTERN, Digest, Listing
+from service.api.shapes import NAME_PATTERN
 from service.domain.importance import ImportanceMatrix
 from service.domain.names import parse_ref
 
@@ -35,7 +37,7 @@ Form = Annotated[Literal["json", "gguf"], Query(alias="format", description="The
 
 
 @router.get("", summary="List the importance matrices", responses=errors())
-async def list_all(services: Use, model: Model = None) -> Listing[ImportanceMatrixShape]:
+async def list_all(services: Use, model: Model = None) -> ImportanceMatrixListing:
     """Newest first."""
     key = None if model is None else parse_ref(model).key
 
@@ -43,7 +45,7 @@ async def list_all(services: Use, model: Model = None) -> Listing[ImportanceMatr
         names = _names(services)
         return [_shape(matrix, names) for matrix in reversed(services.laboratory.importance_matrices(key))]
 
-    return Listing[ImportanceMatrixShape](data=await asyncio.to_thread(listed))
+    return ImportanceMatrixListing(data=await asyncio.to_thread(listed))
 
 
 @router.get(

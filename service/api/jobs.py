@@ -8,11 +8,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from service.api.catalogue_shapes import JobErrorShape, JobShape, StepShape
+from service.api.catalogue_shapes import JobErrorShape, JobListing, JobShape, StepShape
 from service.api.documents import EVENT_STREAM, errors
 from service.api.responses import json_response
 from service.api.services import Use
-from service.api.shapes import Listing
 from service.api.streams import HEARTBEAT, EventStream, sse
 from service.domain.jobs import (
     ENDED,
@@ -41,10 +40,10 @@ _LIST_LIMIT = 1000
 @router.get("", summary="List jobs, newest first", responses=errors())
 async def list_jobs(
     services: Use, status: JobStatus | None = None, limit: Annotated[int, Query(ge=1, le=_LIST_LIMIT)] = 100
-) -> Listing[JobShape]:
+) -> JobListing:
     """All of them, or those of one status."""
     jobs = await services.jobs.list(status, limit)
-    return Listing[JobShape](data=[job_shape(job) for job in jobs])
+    return JobListing(data=[job_shape(job) for job in jobs])
 
 
 @router.get("/{job_id}", summary="Show one job", responses=errors(404))

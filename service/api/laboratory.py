@@ -9,15 +9,15 @@ import asyncio
 
 from fastapi import APIRouter, Response
 
-from service.api.catalogue_shapes import JobShape, PlanShape
+from service.api.catalogue_shapes import JobShape, PlanListing
 from service.api.documents import errors
 from service.api.jobs import accepted
 from service.api.laboratory_bodies import CalibrateBody, EvaluateBody, QuantizeBody, RebuildBody
 from service.api.laboratory_specs import budget_spec, calibrate_spec, evaluate_spec, quantize_spec
+from service.api.path_parameters import Ref
 from service.api.planning import plan
 from service.api.responses import json_response
 from service.api.services import Use
-from service.api.shapes import Listing, Ref
 from service.domain.jobs import RebuildSpec, StoredFile
 
 router = APIRouter(prefix="/v1", tags=["laboratory"])
@@ -33,7 +33,7 @@ _FOLLOW = {"description": "The job; follow it under Location."}
     response_model=JobShape,
     responses={
         200: {
-            "model": Listing[PlanShape] | JobShape,
+            "model": PlanListing | JobShape,
             "description": "The plan (`dry_run`), or a job that had nothing left to do.",
         },
         202: _FOLLOW,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from service.api.shapes import Shape
+from service.api.shapes import Listing, Shape
 
 # --- cards -------------------------------------------------------------------------------------------------------
 
@@ -173,6 +173,10 @@ class ImportanceMatrixShape(Shape):
     created_at: str
 
 
+class ImportanceMatrixListing(Listing[ImportanceMatrixShape]):
+    """Importance matrices."""
+
+
 class ImportanceMatrixDetailShape(ImportanceMatrixShape):
     """One importance matrix with figures of each tensor."""
 
@@ -191,6 +195,10 @@ class DatasetShape(Shape):
     size_bytes: int
     built_in: bool = Field(description="Comes with quantry and cannot be deleted.")
     created_at: str
+
+
+class DatasetListing(Listing[DatasetShape]):
+    """Datasets."""
 
 
 class GoneShape(Shape):

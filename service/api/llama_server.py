@@ -14,7 +14,13 @@ from service.api.generation import VARIANT_HEADER, Generation
 from service.api.llama_server_lora import lora_uses
 from service.api.llama_server_model import meant
 from service.api.llama_server_request import grammar_field, sampled
-from service.api.llama_server_shapes import CompletedShape, CompletionBody, InfillBody, LlamaServerError, SampledBody
+from service.api.llama_server_shapes import (
+    CompletedShape,
+    InfillBody,
+    LlamaServerCompletionBody,
+    LlamaServerError,
+    SampledBody,
+)
 from service.api.responses import Dialect, error_from_event, json_response
 from service.api.services import Services, Use
 from service.api.streams import EventStream, error_event, sse, unless_gone
@@ -43,7 +49,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     response_model=CompletedShape | dict[str, Any],
     responses=_RESPONSES,
 )
-async def complete(body: CompletionBody, request: Request, services: Use) -> Response:
+async def complete(body: LlamaServerCompletionBody, request: Request, services: Use) -> Response:
     """Raw text or token ids, or both in one list; texts may name special tokens. Without `model`, the one in memory."""
     variant = await meant(services, body.model)
     if isinstance(body.prompt, str):

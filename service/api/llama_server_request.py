@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from service.api.llama_server_shapes import SampledBody
+from service.api.sampling import sampling_params
 from service.api.shapes import schema_grammar
 from service.domain.errors import InvalidParameter, NotSupported
 from service.domain.generation import GenerationRequest, Grammar, GrammarKind, SamplingParams
@@ -61,33 +62,8 @@ def _grammar(body: SampledBody) -> Grammar | None:
 
 
 def _sampling(body: SampledBody) -> SamplingParams:
-    params = SamplingParams(
-        temperature=body.temperature,
-        top_k=max(body.top_k, 0),
-        top_p=body.top_p,
-        min_p=body.min_p,
-        typical_p=body.typical_p,
-        repeat_penalty=body.repeat_penalty,
-        repeat_last_n=body.repeat_last_n,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        dry_multiplier=body.dry_multiplier,
-        dry_base=body.dry_base,
-        dry_allowed_length=body.dry_allowed_length,
-        dry_penalty_last_n=body.dry_penalty_last_n,
-        dry_sequence_breakers=(
-            SamplingParams().dry_sequence_breakers
-            if body.dry_sequence_breakers is None
-            else tuple(body.dry_sequence_breakers)
-        ),
-        xtc_probability=body.xtc_probability,
-        xtc_threshold=body.xtc_threshold,
-        mirostat=body.mirostat,
-        mirostat_tau=body.mirostat_tau,
-        mirostat_eta=body.mirostat_eta,
-        seed=None if body.seed == -1 else body.seed,
-        logit_bias=tuple(_biases(body)),
-    )
+    seed = None if body.seed == -1 else body.seed
+    params = sampling_params(body, SamplingParams(), seed=seed, logit_bias=tuple(_biases(body)))
     return params if body.samplers is None or body.mirostat else _only(params, set(body.samplers))
 
 

@@ -202,7 +202,7 @@ class SampledBody(Body):
     image_data: Annotated[list[Any], _offered(_NOTHING)] = Field(default_factory=list)
 
 
-class CompletionBody(SampledBody):
+class LlamaServerCompletionBody(SampledBody):
     """`POST /completion`."""
 
     model_config = ConfigDict(
@@ -269,7 +269,7 @@ class LlamaServerError(Shape):
     error: LlamaServerErrorObject
 
 
-class PieceShape(Shape):
+class TokenPieceShape(Shape):
     """A token with its text, or with its bytes where they are no whole characters."""
 
     id: int
@@ -279,7 +279,7 @@ class PieceShape(Shape):
 class TokensShape(Shape):
     """Token ids, or with `with_pieces` their texts too."""
 
-    tokens: list[int | PieceShape]
+    tokens: list[int | TokenPieceShape]
 
 
 class ContentShape(Shape):

@@ -19,7 +19,7 @@ from service.domain.catalog import Variant
 from service.domain.errors import InvalidParameter, Unavailable
 from service.domain.generation import GenerationRequest
 from service.workers.questions import Describe
-from service.workers.slots import WorkerStatus
+from service.workers.status import WorkerStatus
 
 router = APIRouter(tags=["llama-server"])
 

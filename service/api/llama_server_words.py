@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.api.documents import errors
-from service.api.generation import VARIANT_HEADER
+from service.api.generation import VARIANT_HEADER, rendered
 from service.api.llama_server_model import meant
 from service.api.llama_server_shapes import (
     ContentShape,
@@ -26,7 +26,7 @@ from service.api.responses import json_response
 from service.api.services import Services, Use
 from service.api.shapes import Name
 from service.api.streams import unless_gone
-from service.workers.questions import Detokenize, Render, Rendered, Tokenize
+from service.workers.questions import Detokenize, Rendered, Tokenize
 
 router = APIRouter(tags=["llama-server"])
 
@@ -64,8 +64,8 @@ async def detokenize(body: DetokenizeBody, request: Request, services: Use) -> R
 @router.post("/apply-template", summary="The prompt of a conversation", response_model=PromptShape, responses=_ERRORS)
 async def apply_template(body: TemplateBody, request: Request, services: Use) -> Response:
     """What the model would read, without generating anything. The body is that of `/v1/chat/completions`."""
-    rendered, headers = await _rendered(body, request, services)
-    return json_response({"prompt": rendered.text}, headers=headers)
+    prompt, headers = await _rendered(body, request, services)
+    return json_response({"prompt": prompt.text}, headers=headers)
 
 
 @router.post(
@@ -76,14 +76,14 @@ async def apply_template(body: TemplateBody, request: Request, services: Use) ->
 )
 async def input_tokens(body: ChatBody, request: Request, services: Use) -> Response:
     """How many tokens the prompt has, template and tools included. The body is that of `/v1/chat/completions`."""
-    rendered, headers = await _rendered(body, request, services)
-    return json_response({"object": "response.input_tokens", "input_tokens": len(rendered.tokens)}, headers=headers)
+    prompt, headers = await _rendered(body, request, services)
+    return json_response({"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}, headers=headers)
 
 
 async def _rendered(body: ChatBody, request: Request, services: Services) -> tuple[Rendered, dict[str, str]]:
     variant = await meant(services, body.model or None)
-    rendered = await unless_gone(request.receive, services.pool.ask(variant, Render(body.request())))
-    return rendered, {VARIANT_HEADER: variant.name}
+    found = await unless_gone(request.receive, rendered(services, variant, body.request()))
+    return found, {VARIANT_HEADER: variant.name}
 
 
 def _piece(data: bytes) -> str | list[int]:

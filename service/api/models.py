@@ -12,9 +12,9 @@ from service.api.documents import errors
 from service.api.import_paths import admitted_path
 from service.api.jobs import accepted
 from service.api.on_demand import read_preference
+from service.api.path_parameters import Digest, Ref
 from service.api.responses import Dialect, error_from, error_response, json_response
 from service.api.services import Services, Use
-from service.api.shapes import Digest, Ref
 from service.api.streams import unless_gone
 from service.api.uploads import receive_blob, standing_headers
 from service.api.variants import orphaned, removed
@@ -103,9 +103,11 @@ def _wait_seconds(request: Request, services: Services) -> float:
 
 async def _pulled(body: ImportBody, services: Services) -> Job:
     assert body.source is not None
-    return await services.jobs.submit_pull(
+    job = await services.jobs.submit_pull(
         PullSpec(name=body.name or "", source=body.source, convert_to=body.convert_to)
     )
+    services.ollama_pulls.discard(job.id)  # it was asked for here as well
+    return job
 
 
 async def _imported(body: ImportBody, services: Services) -> Job:

@@ -14,6 +14,7 @@ from service.api.generate_shapes import ChoicesShape, GenerateBody, GenerationSh
 from service.api.generate_tools import MessageBody, tool_choice
 from service.api.generation import VARIANT_HEADER, Choice, Generation
 from service.api.responses import Dialect, error_from_event, json_response
+from service.api.sampling import sampling_params
 from service.api.services import Use
 from service.api.shapes import JSON_OBJECT, schema_grammar
 from service.api.streams import EventStream, encode, error_event, sse
@@ -92,30 +93,9 @@ def generation_request(body: GenerateBody) -> GenerationRequest:
         prompt=body.prompt,
         messages=tuple(_message(turn) for turn in body.messages or ()),
         max_tokens=body.max_tokens,
-        sampling=SamplingParams(
-            temperature=body.temperature,
-            top_k=body.top_k,
-            top_p=body.top_p,
-            min_p=body.min_p,
-            typical_p=body.typical_p,
-            repeat_penalty=body.repeat_penalty,
-            repeat_last_n=body.repeat_last_n,
-            presence_penalty=body.presence_penalty,
-            frequency_penalty=body.frequency_penalty,
-            dry_multiplier=body.dry_multiplier,
-            dry_base=body.dry_base,
-            dry_allowed_length=body.dry_allowed_length,
-            dry_penalty_last_n=body.dry_penalty_last_n,
-            dry_sequence_breakers=(
-                SamplingParams().dry_sequence_breakers
-                if body.dry_sequence_breakers is None
-                else tuple(body.dry_sequence_breakers)
-            ),
-            xtc_probability=body.xtc_probability,
-            xtc_threshold=body.xtc_threshold,
-            mirostat=body.mirostat,
-            mirostat_tau=body.mirostat_tau,
-            mirostat_eta=body.mirostat_eta,
+        sampling=sampling_params(
+            body,
+            SamplingParams(),
             seed=None if body.seed == -1 else body.seed,
             logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
         ),

@@ -25,7 +25,7 @@ from service.api.ollama_requests import (
     generate_request,
     without_oldest,
 )
-from service.api.ollama_shapes import Asking, ChatBody, EmbedBody, EmbeddingsBody, GenerateBody
+from service.api.ollama_shapes import Asking, OllamaChatBody, OllamaEmbedBody, OllamaEmbeddingsBody, OllamaGenerateBody
 from service.api.responses import json_response
 from service.api.services import Services, Use
 from service.api.shapes import Shape
@@ -33,7 +33,7 @@ from service.api.streams import LineStream, unless_gone
 from service.api.vectors import numbers
 from service.domain.errors import InvalidParameter, NotSupported, QuantryError
 from service.domain.generation import EmbeddingRequest, GenerationRequest
-from service.workers.questions import Describe, Description, Infill, Render, Rendered, Tokenize, Tokens
+from service.workers.questions import Describe, Description, Infill, Tokenize, Tokens
 
 router = APIRouter(tags=["ollama"])
 
@@ -98,7 +98,7 @@ async def version(services: Use) -> OllamaVersion:
         **errors(404, 409, 503, 504, body=True, model=OllamaError),
     },
 )
-async def generate(body: GenerateBody, request: Request, services: Use) -> Response:
+async def generate(body: OllamaGenerateBody, request: Request, services: Use) -> Response:
     """The prompt is what a user says to the model's chat template, or the text itself with `raw`."""
     body.check()
     found = await meant(services, body.model)
@@ -122,7 +122,7 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
         **errors(404, 409, 503, 504, body=True, model=OllamaError),
     },
 )
-async def chat(body: ChatBody, request: Request, services: Use) -> Response:
+async def chat(body: OllamaChatBody, request: Request, services: Use) -> Response:
     """Fields as Ollama documents them. Without messages the model is loaded, with `keep_alive` 0 unloaded."""
     body.check()
     found = await meant(services, body.model)
@@ -142,7 +142,7 @@ async def chat(body: ChatBody, request: Request, services: Use) -> Response:
     response_model=OllamaEmbedded,
     responses=errors(404, 409, 503, 504, body=True, model=OllamaError),
 )
-async def embed(body: EmbedBody, request: Request, services: Use) -> Response:
+async def embed(body: OllamaEmbedBody, request: Request, services: Use) -> Response:
     """One vector of length 1 for each input; an input that is too long is cut unless `truncate` is false."""
     began = time.monotonic()
     found = await meant(services, body.model)
@@ -174,7 +174,7 @@ async def embed(body: EmbedBody, request: Request, services: Use) -> Response:
     response_model=OllamaEmbedding,
     responses=errors(404, 409, 503, 504, body=True, model=OllamaError),
 )
-async def embeddings(body: EmbeddingsBody, request: Request, services: Use) -> Response:
+async def embeddings(body: OllamaEmbeddingsBody, request: Request, services: Use) -> Response:
     """As `embed` for one text; the vector keeps its length."""
     found = await meant(services, body.model)
     await unless_gone(request.receive, _loaded(services, found, body.keep_alive_seconds))
@@ -259,7 +259,7 @@ async def _check_thinking(services: Services, found: Meant, name: str) -> None:
 
 
 async def _infilled(
-    services: Services, request: Request, found: Meant, body: GenerateBody, asked: GenerationRequest
+    services: Services, request: Request, found: Meant, body: OllamaGenerateBody, asked: GenerationRequest
 ) -> GenerationRequest:
     """The request for what stands between `prompt` and `suffix`. Raises NotSupported for models that cannot."""
     reserved = asked.max_tokens or _INFILL_RESERVED
@@ -275,11 +275,10 @@ async def _infilled(
 async def _history(services: Services, found: Meant, asked: GenerationRequest, text: str) -> list[int] | None:
     """Token ids of the prompt and of the text after it; None when the worker is gone meanwhile."""
     try:
-        prompt = await services.pool.ask(found.variant, Render(asked))
+        prompt = await generation.rendered(services, found.variant, asked)
         answer = await services.pool.ask(found.variant, Tokenize((text,), parse_special=False))
     except QuantryError:
         return None
-    assert isinstance(prompt, Rendered)
     assert isinstance(answer, Tokens)
     return [*prompt.tokens, *answer.tokens]
 
@@ -298,9 +297,8 @@ async def _shortened(services: Services, found: Meant, asked: GenerationRequest)
 
     async def fits(count: int, limit: int) -> bool:
         messages = without_oldest(asked.messages, count)
-        answer = await services.pool.ask(found.variant, Render(replace(asked, messages=messages)))
-        assert isinstance(answer, Rendered)
-        return len(answer.tokens) < limit
+        prompt = await generation.rendered(services, found.variant, replace(asked, messages=messages))
+        return len(prompt.tokens) < limit
 
     try:
         if await fits(0, context):

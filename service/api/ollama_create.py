@@ -21,12 +21,12 @@ from service.api.ollama_models import OllamaStatus
 from service.api.ollama_names import meant, tagged
 from service.api.ollama_presets import give_name
 from service.api.ollama_requests import domain_messages
-from service.api.ollama_shapes import CreateBody
+from service.api.ollama_shapes import OllamaCreateBody
 from service.api.ollama_statuses import drained, lines
 from service.api.ollama_templates import jinja
+from service.api.path_parameters import Digest
 from service.api.responses import error_from, json_response
 from service.api.services import Services, Use
-from service.api.shapes import Digest
 from service.api.streams import LineStream, unless_gone
 from service.api.uploads import receive_blob
 from service.domain.catalog import Adapter, Variant
@@ -85,7 +85,7 @@ async def post_blob(digest: Digest, request: Request, services: Use) -> Response
         **errors(404, 409, 422, 503, 507, body=True, model=OllamaError),
     },
 )
-async def create(body: CreateBody, request: Request, services: Use) -> Response:
+async def create(body: OllamaCreateBody, request: Request, services: Use) -> Response:
     """From a stored model, an uploaded GGUF file or the files of a checkpoint, quantized to any level.
 
     It gets words and parameters of its own.
@@ -123,7 +123,7 @@ class _Making:
     adapter: Mapping[str, str]  # files of an adapter: names and digests
 
 
-async def _prepared(services: Services, body: CreateBody) -> _Making:
+async def _prepared(services: Services, body: OllamaCreateBody) -> _Making:
     """Everything that can be refused before the first byte."""
     ref = tagged(parse_ref(body.ref))
     check_not_reserved(ref.flavour)
@@ -167,7 +167,7 @@ def _level(written: str) -> str:
     return find_label(written) or written.upper()
 
 
-async def _import(services: Services, body: CreateBody, ref: ModelRef, level: str | None) -> ImportSpec:
+async def _import(services: Services, body: OllamaCreateBody, ref: ModelRef, level: str | None) -> ImportSpec:
     files = body.files or {}
     for name, digest in files.items():
         try:
@@ -184,7 +184,7 @@ async def _import(services: Services, body: CreateBody, ref: ModelRef, level: st
     return ImportSpec(name=f"{ref.key.display}:{tag}" if tag else ref.key.display, files=blobs)
 
 
-def _preset(body: CreateBody, base: Preset) -> Preset:
+def _preset(body: OllamaCreateBody, base: Preset) -> Preset:
     """What the body says, and where it says nothing what the source's name adds already."""
     parameters = {} if body.parameters is None else body.parameters.model_dump(exclude_none=True)
     return replace(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from fastapi import APIRouter, Response
 from pydantic import Field
 
 from service.api.documents import errors
+from service.api.listing import parts_of
 from service.api.ollama_cards import card
 from service.api.ollama_documents import OllamaError
 from service.api.ollama_names import (
@@ -23,16 +26,20 @@ from service.api.ollama_names import (
     tagged,
 )
 from service.api.ollama_presets import delete_made, give_name
-from service.api.ollama_shapes import CopyBody, Named, ShowBody, TransferBody
+from service.api.ollama_shapes import OllamaCopyBody, OllamaNamedBody, OllamaShowBody, OllamaTransferBody
 from service.api.ollama_templates import jinja
+from service.api.remembered import Part
 from service.api.responses import json_response
 from service.api.services import Services, Use
 from service.api.shapes import Shape
+from service.api.streams import encode
 from service.api.variants import removed
 from service.domain.catalog import Variant
 from service.domain.errors import ModelNotFound, NotSupported
 from service.domain.names import parse_ref
-from service.workers.slots import WorkerStatus
+from service.domain.presets import Preset
+from service.store.rows import StoredModel
+from service.workers.status import WorkerStatus
 
 router = APIRouter(prefix="/api", tags=["ollama"])
 
@@ -70,21 +77,29 @@ class OllamaCard(Shape):
 
 
 @router.head("/tags", include_in_schema=False)
-@router.get("/tags", summary="List the models (Ollama)", responses=errors(model=OllamaError))
-async def tags(services: Use) -> OllamaModels:
+@router.get(
+    "/tags", summary="List the models (Ollama)", response_model=OllamaModels, responses=errors(model=OllamaError)
+)
+async def tags(services: Use) -> Response:
     """One entry for each variant under its canonical name, and one for each tag; the newest first."""
 
-    def listed() -> list[dict[str, Any]]:
-        variants = [variant for variant in services.catalog.variants() if not variant.corrupt]
-        variants.sort(key=lambda variant: variant.created_at, reverse=True)
+    def encoded(models: Sequence[StoredModel]) -> Iterator[Part]:
         known = services.presets.all()
-        return [
-            entry(name, variant, known.get((variant.model.folded, name.rpartition(":")[2].lower())))
-            for variant in variants
-            for name in names_of(variant)
-        ]
+        for model in models:
+            yield tuple(_entries(variant, known) for variant in model.variants if not variant.corrupt)
 
-    return OllamaModels(models=await asyncio.to_thread(listed))
+    def listed() -> bytes:
+        models = services.catalog.models()
+        parts = parts_of(services, "ollama", models, encoded)
+        dated = [
+            (variant.created_at, entries)
+            for model, part in zip(models, parts, strict=True)
+            for variant, entries in zip((one for one in model.variants if not one.corrupt), part, strict=True)
+        ]
+        dated.sort(key=itemgetter(0), reverse=True)
+        return b'{"models":[%b]}' % b",".join(entries for _, entries in dated)
+
+    return Response(await asyncio.to_thread(listed), media_type="application/json")
 
 
 @router.get("/ps", summary="List what is in memory (Ollama)", responses=errors(model=OllamaError))
@@ -106,7 +121,7 @@ async def ps(services: Use) -> OllamaModels:
     response_model=OllamaCard,
     responses=errors(404, 409, 422, 504, body=True, model=OllamaError),
 )
-async def show(body: ShowBody, services: Use) -> Response:
+async def show(body: OllamaShowBody, services: Use) -> Response:
     """Its metadata comes out of the file; with `verbose` all of it, tensors and vocabulary too."""
     found = await meant(services, body.ref)
     path = services.blobs.path(found.variant.digest)
@@ -123,7 +138,7 @@ async def show(body: ShowBody, services: Use) -> Response:
     response_class=Response,
     responses=errors(404, 409, 507, body=True, model=OllamaError),
 )
-async def copy(body: CopyBody, services: Use) -> Response:
+async def copy(body: OllamaCopyBody, services: Use) -> Response:
     """No bytes are copied. A name without a tag is `:latest`."""
     source = await meant(services, body.source, param="source")
     await asyncio.to_thread(give_name, services, source.variant, tagged(parse_ref(body.destination)), source.preset)
@@ -136,7 +151,7 @@ async def copy(body: CopyBody, services: Use) -> Response:
     response_class=Response,
     responses=errors(404, 409, body=True, model=OllamaError),
 )
-async def delete(body: Named, services: Use) -> Response:
+async def delete(body: OllamaNamedBody, services: Use) -> Response:
     """A name without a tag is `:latest`. What `create` or `copy` made for the name goes with it."""
     ref = tagged(parse_ref(body.ref))
     try:
@@ -156,11 +171,19 @@ async def delete(body: Named, services: Use) -> Response:
     response_model=OllamaStatus,
     responses=errors(404, 409, body=True, model=OllamaError),
 )
-async def push(body: TransferBody, services: Use) -> Response:
+async def push(body: OllamaTransferBody, services: Use) -> Response:
     """Always refused: models stay here."""
     await meant(services, body.ref)
     raise NotSupported(
         "Models are not pushed to registries by this server; copy the file of its blob instead.", param="model"
+    )
+
+
+def _entries(variant: Variant, known: Mapping[tuple[str, str], Preset]) -> bytes:
+    """The entries of a variant under each of its names, encoded."""
+    folded = variant.model.folded
+    return b",".join(
+        encode(entry(name, variant, known.get((folded, name.rpartition(":")[2].lower())))) for name in names_of(variant)
     )
 
 

@@ -1,6 +1,6 @@
 """Ollama's dialect: `POST /api/pull`. A name that is here is here; any other is an address, and pulled by a job.
 
-A client that leaves before the end cancels the job that was begun for it; what has come stays for the next time.
+The last client that leaves before the end cancels the job that was begun for it; what has come stays for the next time.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from service.api.documents import errors
 from service.api.ollama_documents import LINES, OllamaError
 from service.api.ollama_models import OllamaStatus
 from service.api.ollama_names import bare_digest, meant
-from service.api.ollama_shapes import TransferBody
+from service.api.ollama_shapes import OllamaTransferBody
 from service.api.ollama_statuses import drained, lines
 from service.api.responses import error_from, json_response
 from service.api.services import Services, Use
 from service.api.streams import LineStream, unless_gone
+from service.domain.addresses import parse_address
 from service.domain.errors import BlobCorrupt, InvalidName, JobFailed, ModelNotFound
 from service.domain.jobs import ENDED, Job, JobStatus, PullSpec
-from service.domain.remote import RemoteLevel, admit, origin_of, parse_address
+from service.domain.reach import admit, origin_of
+from service.domain.remote import RemoteLevel
 
 router = APIRouter(prefix="/api", tags=["ollama"])
 
@@ -39,7 +41,7 @@ _MOST_JOBS = 1000
         **errors(404, 409, 422, 429, 502, 503, 507, body=True, model=OllamaError),
     },
 )
-async def pull(body: TransferBody, request: Request, services: Use) -> Response:
+async def pull(body: OllamaTransferBody, request: Request, services: Use) -> Response:
     """Succeeds at once for a name that is here. Others are fetched: from the hub, a registry, or a file's address."""
     here = await _here(services, body.ref)
     if here is None:
@@ -79,6 +81,8 @@ async def _statuses(services: Services, address: str) -> AsyncGenerator[dict[str
         job.id for status in JobStatus if status not in ENDED for job in await services.jobs.list(status, _MOST_JOBS)
     }
     job = await services.jobs.submit_pull(PullSpec(name="", source=address))
+    if job.id not in active:
+        services.ollama_pulls.add(job.id)
     try:
         if job.status not in ENDED:
             async with aclosing(services.jobs.subscribe(job.id)) as events:
@@ -87,8 +91,7 @@ async def _statuses(services: Services, address: str) -> AsyncGenerator[dict[str
                     yield _progress(job, level, digest, total)
             job = await services.jobs.get(job.id)
     finally:
-        if job.status not in ENDED and job.id not in active:
-            services.background.start(services.jobs.cancel(job.id), name=f"cancel {job.id}")
+        _leave(services, job)
     if job.error is not None:
         raise error_from(job.error.code, job.error.message)
     if job.status is not JobStatus.SUCCEEDED:
@@ -97,6 +100,15 @@ async def _statuses(services: Services, address: str) -> AsyncGenerator[dict[str
     yield _layer(digest or variant.digest, total or variant.size_bytes, total or variant.size_bytes)
     for status in _ENDING:
         yield status
+
+
+def _leave(services: Services, job: Job) -> None:
+    """One client listens no more: a job that nobody else waits for is not worth its line."""
+    if job.status in ENDED:
+        services.ollama_pulls.discard(job.id)
+    elif job.id in services.ollama_pulls and not services.jobs.is_followed(job.id) and not services.pool.draining:
+        services.ollama_pulls.discard(job.id)
+        services.background.start(services.jobs.cancel(job.id), name=f"cancel {job.id}")
 
 
 _ENDING: tuple[dict[str, Any], ...] = (

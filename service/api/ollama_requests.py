@@ -6,8 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.api.ollama_shapes import Asking, Call, ChatBody, ChatMessage, GenerateBody, Options, ToolShape
+from service.api.ollama_shapes import (
+    Asking,
+    OllamaCall,
+    OllamaChatBody,
+    OllamaGenerateBody,
+    OllamaMessage,
+    OllamaOptions,
+    OllamaTool,
+)
 from service.api.ollama_templates import jinja
+from service.api.sampling import sampling_params
 from service.domain.catalog import Variant
 from service.domain.generation import GenerationRequest, Message, Reasoning, SamplingParams, Tool, ToolCall
 from service.domain.presets import Preset
@@ -17,25 +26,19 @@ DEFAULTS = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, min_p=0.0, repea
 _SEED_MASK = (1 << 32) - 1
 
 
-def effective_options(sent: Options | None, preset: Preset) -> Options:
+def effective_options(sent: OllamaOptions | None, preset: Preset) -> OllamaOptions:
     """What was sent, and the preset's parameters where it says nothing."""
     given = {} if sent is None else sent.model_dump(exclude_none=True)
-    return Options.model_validate({**preset.parameters, **given})
+    return OllamaOptions.model_validate({**preset.parameters, **given})
 
 
-def sampling(options: Options) -> SamplingParams:
+def sampling(options: OllamaOptions) -> SamplingParams:
     """How to sample: what the options say, Ollama's defaults for the rest."""
-    names = (
-        "temperature", "top_p", "min_p", "typical_p", "repeat_last_n", "repeat_penalty", "presence_penalty",
-        "frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta",
-    )  # fmt: skip
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    top_k = DEFAULTS.top_k if options.top_k is None else max(0, options.top_k)
     seed = None if options.seed is None or options.seed == -1 else options.seed & _SEED_MASK
-    return replace(DEFAULTS, **given, top_k=top_k, seed=seed)
+    return sampling_params(options, DEFAULTS, seed=seed)
 
 
-def common(body: Asking, options: Options, preset: Preset, variant: Variant) -> GenerationRequest:
+def common(body: Asking, options: OllamaOptions, preset: Preset, variant: Variant) -> GenerationRequest:
     """What both routes ask alike; the prompt or the messages are still to come."""
     limit = options.num_predict
     return GenerationRequest(
@@ -66,7 +69,7 @@ def reasoning(think: bool | str | None) -> Reasoning:
 
 
 def generate_request(
-    body: GenerateBody, asked: GenerationRequest, preset: Preset, variant: Variant
+    body: OllamaGenerateBody, asked: GenerationRequest, preset: Preset, variant: Variant
 ) -> GenerationRequest:
     """`asked` with its prompt: raw, or as what a user says after the system and the preset's messages.
 
@@ -87,7 +90,7 @@ def generate_request(
     return replace(asked, messages=(*first, Message("user", text)), prompt_tokens=before, template=template)
 
 
-def chat_request(body: ChatBody, asked: GenerationRequest, preset: Preset) -> GenerationRequest:
+def chat_request(body: OllamaChatBody, asked: GenerationRequest, preset: Preset) -> GenerationRequest:
     """`asked` with its messages, behind those of the preset, and its tools."""
     sent = domain_messages(body.messages or ())
     has_system = bool(sent) and sent[0].role == "system"
@@ -102,7 +105,7 @@ def chat_request(body: ChatBody, asked: GenerationRequest, preset: Preset) -> Ge
     )
 
 
-def domain_messages(sent: Sequence[ChatMessage]) -> tuple[Message, ...]:
+def domain_messages(sent: Sequence[OllamaMessage]) -> tuple[Message, ...]:
     """The turns. Calls without an id get one; results without one are of the first open call of their tool."""
     found: list[Message] = []
     open_calls: list[ToolCall] = []
@@ -118,7 +121,7 @@ def domain_messages(sent: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(found)
 
 
-def domain_tool(tool: ToolShape) -> Tool:
+def domain_tool(tool: OllamaTool) -> Tool:
     """A tool as the engine shows it."""
     function = tool.function
     return Tool(function.name, function.description or "", json.dumps(function.parameters or {}, ensure_ascii=False))
@@ -145,12 +148,12 @@ def _system(system: str | None) -> tuple[Message, ...]:
     return (Message("system", system),) if system else ()
 
 
-def _call(call: Call, turn: int, index: int) -> ToolCall:
+def _call(call: OllamaCall, turn: int, index: int) -> ToolCall:
     arguments = json.dumps(call.function.arguments, ensure_ascii=False)
     return ToolCall(call.id or f"call_{turn}_{index}", call.function.name, arguments)
 
 
-def _result(message: ChatMessage, content: str, open_calls: list[ToolCall]) -> Message:
+def _result(message: OllamaMessage, content: str, open_calls: list[ToolCall]) -> Message:
     found = next((call for call in open_calls if call.id == message.tool_call_id), None)
     if found is None and not message.tool_call_id:
         by_name = (call for call in open_calls if call.name == message.tool_name)

@@ -97,7 +97,7 @@ class Lenient(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
 
-class Options(Lenient):
+class OllamaOptions(Lenient):
     """Ollama's options. Those of loading are ignored, but for `num_ctx`: the server knows its machine."""
 
     seed: Seed | None = None
@@ -118,33 +118,33 @@ class Options(Lenient):
     stop: Stop | Stops | None = None
 
 
-class CalledFunction(Lenient):
+class OllamaCalledFunction(Lenient):
     """Which function a call is of, and with what."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class Call(Lenient):
+class OllamaCall(Lenient):
     """A call that the model has asked for."""
 
     id: Annotated[str, StringConstraints(max_length=256)] | None = None
-    function: CalledFunction
+    function: OllamaCalledFunction
 
 
-class ChatMessage(Lenient):
+class OllamaMessage(Lenient):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
     images: Images = None
-    tool_calls: Annotated[list[Call], Field(max_length=MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[OllamaCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_name: Annotated[str, StringConstraints(max_length=256)] | None = None
     tool_call_id: Annotated[str, StringConstraints(max_length=256)] | None = None
 
 
-class Function(Lenient):
+class OllamaFunction(Lenient):
     """A function that the model may call."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -152,11 +152,11 @@ class Function(Lenient):
     parameters: JsonSchema | None = None
 
 
-class ToolShape(Lenient):
+class OllamaTool(Lenient):
     """A tool; all are functions."""
 
     type: Literal["function"] = "function"
-    function: Function
+    function: OllamaFunction
 
 
 class Asking(Lenient):
@@ -166,7 +166,7 @@ class Asking(Lenient):
     stream: bool | None = None
     format: Format | None = None
     keep_alive: KeepAlive | None = None
-    options: Options | None = None
+    options: OllamaOptions | None = None
     think: Think | None = None
     truncate: bool | None = None
     shift: bool | None = None
@@ -196,7 +196,7 @@ class Asking(Lenient):
         return None if self.keep_alive is None else duration_seconds(self.keep_alive)
 
 
-class GenerateBody(Asking):
+class OllamaGenerateBody(Asking):
     """`POST /api/generate`."""
 
     model_config = ConfigDict(
@@ -223,7 +223,7 @@ class GenerateBody(Asking):
             )
 
 
-class ChatBody(Asking):
+class OllamaChatBody(Asking):
     """`POST /api/chat`."""
 
     model_config = ConfigDict(
@@ -232,8 +232,8 @@ class ChatBody(Asking):
         }
     )
 
-    messages: list[ChatMessage] | None = None
-    tools: Annotated[list[ToolShape], Field(max_length=MAX_TOOLS)] | None = None
+    messages: list[OllamaMessage] | None = None
+    tools: Annotated[list[OllamaTool], Field(max_length=MAX_TOOLS)] | None = None
 
     def check(self) -> None:
         """Raise NotSupported for what is no text."""
@@ -247,7 +247,7 @@ def images_refused(param: str) -> NotSupported:
     return NotSupported("Images are not supported by this server yet; send text alone.", param=param)
 
 
-class EmbedBody(Lenient):
+class OllamaEmbedBody(Lenient):
     """`POST /api/embed`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "gloss:Q4_K_M", "input": ["a horse"]}]})
@@ -257,7 +257,7 @@ class EmbedBody(Lenient):
     truncate: bool | None = None
     dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS), WHOLE] | None = None
     keep_alive: KeepAlive | None = None
-    options: Options | None = None
+    options: OllamaOptions | None = None
 
     @property
     def inputs(self) -> list[str]:
@@ -270,7 +270,7 @@ class EmbedBody(Lenient):
         return None if self.keep_alive is None else duration_seconds(self.keep_alive)
 
 
-class EmbeddingsBody(Lenient):
+class OllamaEmbeddingsBody(Lenient):
     """`POST /api/embeddings`, the older one."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "gloss:Q4_K_M", "prompt": "a horse"}]})
@@ -278,7 +278,7 @@ class EmbeddingsBody(Lenient):
     model: Name
     prompt: str | None = None
     keep_alive: KeepAlive | None = None
-    options: Options | None = None
+    options: OllamaOptions | None = None
 
     @property
     def keep_alive_seconds(self) -> float | None:
@@ -286,7 +286,7 @@ class EmbeddingsBody(Lenient):
         return None if self.keep_alive is None else duration_seconds(self.keep_alive)
 
 
-class Named(Lenient):
+class OllamaNamedBody(Lenient):
     """A request about one name; `name` is the older word for `model`."""
 
     model_config = ConfigDict(
@@ -307,7 +307,7 @@ class Named(Lenient):
         return found
 
 
-class ShowBody(Named):
+class OllamaShowBody(OllamaNamedBody):
     """`POST /api/show`; `system` and `template` stand in for what is stored."""
 
     verbose: bool | None = None
@@ -315,14 +315,14 @@ class ShowBody(Named):
     template: Template | None = None
 
 
-class TransferBody(Named):
+class OllamaTransferBody(OllamaNamedBody):
     """`POST /api/pull` and `POST /api/push`."""
 
     stream: bool | None = None
     insecure: bool | None = None
 
 
-class CopyBody(Lenient):
+class OllamaCopyBody(Lenient):
     """`POST /api/copy`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"source": "gloss:Q8_0", "destination": "words"}]})
@@ -331,7 +331,7 @@ class CopyBody(Lenient):
     destination: Name
 
 
-class CreateBody(Named):
+class OllamaCreateBody(OllamaNamedBody):
     """`POST /api/create`."""
 
     model_config = ConfigDict(
@@ -349,8 +349,8 @@ class CreateBody(Named):
     template: Template | None = None
     license: str | list[str] | None = None
     system: str | None = None
-    parameters: Options | None = None
-    messages: list[ChatMessage] | None = None
+    parameters: OllamaOptions | None = None
+    messages: list[OllamaMessage] | None = None
     stream: bool | None = None
 
     @property

@@ -13,17 +13,20 @@ from pydantic import Field
 from service.api import generation
 from service.api.documents import EVENT_STREAM, errors
 from service.api.generation import VARIANT_HEADER, Choice, Generation
+from service.api.listing import parts_of
 from service.api.openai_chat_shapes import ChatBody
 from service.api.openai_choices import Chat, RawText
 from service.api.openai_figures import fingerprint, usage_shape
 from service.api.openai_shapes import CompletionBody
+from service.api.path_parameters import Ref
 from service.api.responses import Dialect, error_from_event, json_response
 from service.api.services import Services, Use
-from service.api.shapes import Listing, Ref, Shape
+from service.api.shapes import Listing, Shape
 from service.api.streams import DONE, EventStream, encode, error_event, sse
 from service.api.timings import timings_shape
 from service.domain.catalog import Variant
 from service.domain.generation import Failed, Finished, GenerationRequest, Thought, Token, ToolCallDelta
+from service.store.rows import StoredModel
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -35,6 +38,10 @@ class ModelShape(Shape):
     object: str = "model"
     created: int = Field(description="Seconds since 1970.")
     owned_by: str
+
+
+class ModelListing(Listing[ModelShape]):
+    """Models."""
 
 
 class CompletionShape(Shape):
@@ -78,11 +85,20 @@ async def completions(body: CompletionBody, request: Request, services: Use) -> 
     return await _answer(services, request, body, body.request(), RawText())
 
 
-@router.get("/models", summary="List models (OpenAI)", responses=errors())
-async def list_models(services: Use) -> Listing[ModelShape]:
+@router.get("/models", summary="List models (OpenAI)", response_model=ModelListing, responses=errors())
+async def list_models(services: Use) -> Response:
     """Every variant that can be served, under its canonical name."""
-    variants = await asyncio.to_thread(services.catalog.variants)
-    return Listing[ModelShape](data=[_model_shape(variant) for variant in variants if not variant.corrupt])
+
+    def encoded(model: StoredModel) -> bytes:
+        shapes = (_model_shape(variant) for variant in model.variants if not variant.corrupt)
+        return b",".join(shape.model_dump_json().encode() for shape in shapes)
+
+    def listed() -> bytes:
+        models = services.catalog.models()
+        parts = parts_of(services, "openai", models, lambda changed: ((encoded(model),) for model in changed))
+        return b'{"object":"list","data":[%b]}' % b",".join(part for (part,) in parts if part)
+
+    return Response(await asyncio.to_thread(listed), media_type="application/json")
 
 
 @router.get("/models/{ref:path}", summary="Show one model (OpenAI)", responses=errors(404))

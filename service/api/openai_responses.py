@@ -32,7 +32,6 @@ from service.api.streams import EventStream, sse, unless_gone
 from service.api.timings import timings_shape
 from service.domain.errors import InvalidParameter, NotSupported, PreviousResponseNotFound, ResponseNotFound
 from service.domain.generation import Failed, Finished, FinishReason, GenerationRequest, Usage
-from service.workers.questions import Render
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -124,7 +123,7 @@ async def count_input_tokens(body: ResponsesBody, request: Request, services: Us
     """How many tokens the prompt would have, template and tools included. Loads the variant where needed."""
     _, asked = _asked(body, services, caller(request.scope).salt)
     variant = await services.servable(body.model)
-    rendered = await unless_gone(request.receive, services.pool.ask(variant, Render(asked)))
+    rendered = await unless_gone(request.receive, generation.rendered(services, variant, asked))
     answer = ResponseInputTokensShape(input_tokens=len(rendered.tokens))
     return json_response(answer.model_dump(), headers={VARIANT_HEADER: variant.name})
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.api.adapter_shapes import AdapterUses, adapter_uses
+from service.api.sampling import sampling_params
 from service.api.shapes import (
     JSON_OBJECT,
     WHOLE,
@@ -169,27 +170,9 @@ class Sampled(Lenient):
     @property
     def sampling(self) -> SamplingParams:
         """How to sample: what was sent, OpenAI's defaults for its own fields, quantry's for the rest."""
-        ours = SamplingParams()
-        return SamplingParams(
-            temperature=given(self.temperature, DEFAULT_TEMPERATURE),
-            top_p=given(self.top_p, DEFAULT_TOP_P),
-            top_k=given(self.top_k, ours.top_k),
-            min_p=given(self.min_p, ours.min_p),
-            typical_p=given(self.typical_p, ours.typical_p),
-            repeat_penalty=given(self.repeat_penalty, ours.repeat_penalty),
-            repeat_last_n=given(self.repeat_last_n, ours.repeat_last_n),
-            presence_penalty=given(self.presence_penalty, 0.0),
-            frequency_penalty=given(self.frequency_penalty, 0.0),
-            dry_multiplier=given(self.dry_multiplier, ours.dry_multiplier),
-            dry_base=given(self.dry_base, ours.dry_base),
-            dry_allowed_length=given(self.dry_allowed_length, ours.dry_allowed_length),
-            dry_penalty_last_n=given(self.dry_penalty_last_n, ours.dry_penalty_last_n),
-            dry_sequence_breakers=tuple(given(self.dry_sequence_breakers, [*ours.dry_sequence_breakers])),
-            xtc_probability=given(self.xtc_probability, ours.xtc_probability),
-            xtc_threshold=given(self.xtc_threshold, ours.xtc_threshold),
-            mirostat=given(self.mirostat, ours.mirostat),
-            mirostat_tau=given(self.mirostat_tau, ours.mirostat_tau),
-            mirostat_eta=given(self.mirostat_eta, ours.mirostat_eta),
+        return sampling_params(
+            self,
+            SamplingParams(temperature=DEFAULT_TEMPERATURE, top_p=DEFAULT_TOP_P),
             seed=None if self.seed is None else self.seed & _SEED_MASK,
             logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
         )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+from typing import NamedTuple
 
-_MOST_PARTS = 50_000  # a part of a list takes a few kilobytes
+_MOST_BYTES = 128 << 20  # ten levels of a model, with what else could be made of it, take some 20 KiB
 
-Part = TypeVar("Part")
+_OVERHEAD_BYTES = 500  # of a part, beside its bytes
+
+Part = tuple[bytes, ...]
 
 
 class LastAnswer:
@@ -28,20 +32,41 @@ class LastAnswer:
         return body
 
 
+class _Known(NamedTuple):
+    made_from: object
+    part: Part
+    size_bytes: int
+
+
 class Parts:
-    """Parts of a long answer, each with what it was worked out from: after a change only what changed is done again."""
+    """Parts of long answers, encoded, each with what it was made from: after a change only what changed is done again.
 
-    def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[object, Any]] = {}
+    They take a bounded number of bytes; those that were not asked for the longest go first.
+    """
 
-    def get(self, key: Hashable, made_from: object, make: Callable[[], Part]) -> Part:
-        """The part called `key`, made anew unless it was made from equal values."""
-        known = self._known.get(key)
-        if known is not None and known[0] == made_from:
-            part: Part = known[1]
-            return part
-        if len(self._known) >= _MOST_PARTS:
-            self._known = {}
-        part = make()
-        self._known[key] = (made_from, part)
-        return part
+    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._size_bytes = 0
+        self._known: OrderedDict[Hashable, _Known] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable, made_from: object) -> Part | None:
+        """The part called `key`, if it was made from an equal value."""
+        with self._lock:
+            known = self._known.get(key)
+            if known is None or known.made_from != made_from:
+                return None
+            self._known.move_to_end(key)
+            return known.part
+
+    def keep(self, key: Hashable, made_from: object, part: Part) -> None:
+        """Keep this one, in the place of another of that key."""
+        size_bytes = _OVERHEAD_BYTES + sum(map(len, part))
+        with self._lock:
+            if (old := self._known.pop(key, None)) is not None:
+                self._size_bytes -= old.size_bytes
+            self._known[key] = _Known(made_from, part, size_bytes)
+            self._size_bytes += size_bytes
+            while self._size_bytes > self._most_bytes:
+                _, oldest = self._known.popitem(last=False)
+                self._size_bytes -= oldest.size_bytes

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Path
 from service.api.documents import errors
 from service.api.remote_shapes import RemoteFileShape, RemoteLevelShape, RemoteShape
 from service.api.services import Services, Use
+from service.domain.addresses import MAX_ADDRESS, Address, HubAddress, parse_address
 from service.domain.errors import InvalidName
-from service.domain.remote import MAX_ADDRESS, Address, HubAddress, RemoteLevel, RemoteModel, fits, parse_address
+from service.domain.remote import RemoteLevel, RemoteModel, fits
 
 router = APIRouter(prefix="/v1/remote", tags=["native"])
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from service.api.shapes import DIGEST_PATTERN, PATH_PATTERN
 from service.domain import errors
 from service.domain.errors import InvalidParameter, MalformedBody, QuantryError
 from service.domain.generation import Failed
@@ -70,6 +71,10 @@ RETRY_AFTER_SECONDS: dict[type[QuantryError], int | None] = {
 
 MESSAGE_LIMIT = 2000
 _NAME_LIMIT = 100
+_PATTERNS = {
+    DIGEST_PATTERN: "a digest, sha256: and 64 lower-case hexadecimal digits",
+    PATH_PATTERN: "an absolute path on the server, from /",
+}
 _UNION_MEMBERS = frozenset(
     {"str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float", "none", "[key]"}
 )
@@ -221,11 +226,30 @@ def error_from_validation(problems: Sequence[Mapping[str, Any]]) -> QuantryError
     elif kind == "missing":
         message = f"The field {param!r} is missing; send it."
     else:
-        said = str(problem["msg"]).removeprefix("Value error, ")
+        said = _in_words(problem, problems)
         message = f"{param}: {said[0].lower()}{said[1:].rstrip('.')}."
     if len(problems) > 1:
         message += f" ({len(problems)} problems in all; this is the first.)"
     return InvalidParameter(message, param=param)
+
+
+def _in_words(problem: Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> str:
+    """pydantic's sentence, and ours where its own is one for programmers."""
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "string_pattern_mismatch" if context["pattern"] in _PATTERNS:
+            place = tuple(problem["loc"])[:2]
+            words = [
+                other["ctx"]["expected"]
+                for other in problems
+                if other["type"] == "literal_error" and tuple(other["loc"])[:2] == place
+            ]
+            return " or ".join([f"input should be {_PATTERNS[context['pattern']]}", *words])
+        case "too_short":
+            return f"there should be at least {context['min_length']} of them, not {context['actual_length']}"
+        case "too_long":
+            return f"there should be at most {context['max_length']} of them"
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _telling(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

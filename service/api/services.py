@@ -85,7 +85,8 @@ class Services:
     responses: ResponseStore = field(default_factory=ResponseStore)
     lora_scales: dict[str, dict[str, float]] = field(default_factory=dict)  # model, folded -> digest -> scale
     listing: LastAnswer = field(default_factory=LastAnswer)
-    listed: Parts = field(default_factory=Parts)
+    parts: Parts = field(default_factory=Parts)
+    ollama_pulls: set[str] = field(default_factory=set)  # jobs that only clients of /api/pull wait for
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)  # one re-hash at a time: it reads a whole blob
 
     async def find(self, name: str) -> Variant:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from fastapi import Path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from service.domain.generation import Grammar, GrammarKind
@@ -35,6 +34,7 @@ NAME_PATTERN = f"^{_MODEL}(:{_WORD})?$"
 MODEL_PATTERN = f"^{_MODEL}$"  # without a tag
 TAGS_PATTERN = f"^{_WORD}(,{_WORD})*$"
 DIGEST_PATTERN = "^sha256:[0-9a-f]{64}$"
+PATH_PATTERN = r"^/[^\x00]*$"
 
 Name = Annotated[
     str,
@@ -44,25 +44,7 @@ Name = Annotated[
         json_schema_extra={"pattern": NAME_PATTERN},
     ),
 ]
-Ref = Annotated[
-    str,
-    Path(
-        description="A name as people type it: `[host/][namespace/]model[:tag]`, slashes as they are or encoded.",
-        json_schema_extra={"pattern": NAME_PATTERN},
-    ),
-]
-ModelRef = Annotated[
-    str,
-    Path(
-        description="A model, without a tag: `[host/][namespace/]model`, slashes as they are or encoded.",
-        json_schema_extra={"pattern": MODEL_PATTERN},
-    ),
-]
-Digest = Annotated[
-    str,
-    Path(description="`sha256:` and 64 lower-case hexadecimal digits.", json_schema_extra={"pattern": DIGEST_PATTERN}),
-]
-ServerPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
+ServerPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=PATH_PATTERN)]
 UploadDigest = Annotated[str, Field(json_schema_extra={"pattern": DIGEST_PATTERN})]
 # The files of a checkpoint by name, and the digests that they were put under.
 UploadedFiles = dict[Annotated[str, StringConstraints(min_length=1, max_length=255)], UploadDigest]
@@ -185,7 +167,7 @@ Item = TypeVar("Item")
 
 
 class Listing(Shape, Generic[Item]):
-    """A list of things."""
+    """A list of things. Each kind of list is a class of its own: `Listing[JobShape]` is no name in OpenAPI."""
 
     object: Literal["list"] = "list"
     data: list[Item]

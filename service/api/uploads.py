@@ -16,10 +16,10 @@ from fastapi import APIRouter, Header, Request, Response
 from service.api.catalogue_shapes import BlobShape, PieceShape
 from service.api.documents import errors
 from service.api.limits import declared_length, discard, late_body_response, next_chunk
+from service.api.path_parameters import Digest
 from service.api.ranges import ContentRange, parse_content_range
 from service.api.responses import dialect_of, error_response, json_response
 from service.api.services import Services, Use
-from service.api.shapes import Digest
 from service.api.streams import ClientGone
 from service.domain.errors import BlobNotFound, InvalidParameter, QuantryError
 from service.domain.names import parse_digest
@@ -151,8 +151,7 @@ async def _begin(digest: str, request: Request, services: Services, sent: Conten
         )
 
     def begin() -> Piece | int:
-        known = services.catalog.blob(digest)
-        damaged = known is not None and known.corrupt
+        damaged = _is_corrupt(services, digest)
         if not damaged and services.blobs.has(digest):
             return services.blobs.size(digest)
         return services.uploads.begin(
@@ -197,8 +196,7 @@ async def _take_in(piece: Piece, request: Request, services: Services) -> Respon
 def _enter(services: Services, digest: str, size_bytes: int) -> None:
     """The row of a blob that has been committed; one that was damaged is mended by it."""
     services.catalog.add_blob(digest, size_bytes)
-    known = services.catalog.blob(digest)
-    if known is not None and known.corrupt:
+    if _is_corrupt(services, digest):
         services.catalog.mark_corrupt(digest, False)
 
 
@@ -228,4 +226,5 @@ async def _receive_all(request: Request, write: Callable[[bytes], None], stall_s
 
 
 def _is_corrupt(services: Services, digest: str) -> bool:
-    return any(blob.digest == digest and blob.corrupt for blob in services.catalog.blobs())
+    known = services.catalog.blob(digest)
+    return known is not None and known.corrupt

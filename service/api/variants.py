@@ -9,11 +9,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from service.api.catalogue import list_variants, show_variant
+from service.api.catalogue import show_variant
 from service.api.catalogue_shapes import DeletedShape, VariantListing, VariantShape, VerifiedShape
 from service.api.documents import errors
+from service.api.listing import listed_variants
+from service.api.path_parameters import Ref
 from service.api.services import Services, Use
-from service.api.shapes import MAX_TOKENS, NAME_PATTERN, Ref
+from service.api.shapes import MAX_TOKENS, NAME_PATTERN
 from service.domain.catalog import Variant
 from service.domain.errors import Busy
 from service.domain.names import parse_ref
@@ -39,14 +41,12 @@ Context = Annotated[
 async def list_all(services: Use, model: Model = None, context: Context = None) -> Response:
     """`data` holds what is stored; `available` what could be made from it, with exact sizes."""
 
-    def listed() -> bytes:
-        # A few thousand shapes: worked out and encoded off the event loop.
-        return list_variants(services, model, context).model_dump_json().encode()
-
     loaded = frozenset(status.digest for status in services.pool.status() if services.pool.is_loaded(status.digest))
     known = services.listing.get(key := (services.catalog.writes_so_far, loaded, model, context))
     if known is None:
-        known = services.listing.keep(key, await asyncio.to_thread(listed))
+        # Megabytes: put together off the event loop.
+        body = await asyncio.to_thread(listed_variants, services, model, context, loaded)
+        known = services.listing.keep(key, body)
     return Response(known, media_type="application/json")
 
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 
 from service.api.catalogue_shapes import LoadBody, UnloadedShape, WorkerListing, WorkerShape
 from service.api.documents import errors
+from service.api.path_parameters import Ref
 from service.api.services import Services, Use
-from service.api.shapes import Ref
 from service.api.streams import unless_gone
 from service.domain.catalog import Variant
 from service.domain.errors import Unavailable

@@ -5,6 +5,13 @@ Runs in a process of its own, beside the server. Talks to it over HTTP alone and
 
 from __future__ import annotations
 
-from service.cli.program import main
+from service.startup import lasting
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command; never returns."""
+    with lasting():
+        from service.cli.program import main as run
+    run()

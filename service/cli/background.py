@@ -66,6 +66,20 @@ def is_server_process(pid: int) -> bool:
     return "serve" in line and any(word == "service" or Path(word).name == "quantry" for word in line)
 
 
+def check_home(home: Path) -> None:
+    """Make the folder that a server would work on. Raises CommandFailed when it cannot be made or written to."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(home, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise CommandFailed(
+            "home_unusable",
+            f"The home '{home}' cannot be used: {error.strerror}.",
+            remedy="set QUANTRY_HOME to a folder of yours, or one that can be made",
+        ) from None
+
+
 def check_port(settings: Settings) -> None:
     """Raise CommandFailed when something else has the port that a server would bind."""
     if settings.port == 0:

@@ -86,10 +86,16 @@ def prune(
         list[str] | None,
         typer.Option("--level", metavar="LEVEL", help="Variants too of this level that can be made again; repeatable."),
     ] = None,
+    age_minutes: Annotated[
+        float | None,
+        typer.Option("--age-minutes", min=1.0, max=525_600.0, help="Age from which unused files go; by default a day."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it; without, only say what would go.")] = False,
 ) -> None:
     """Make room: say what could go and why; with --yes, remove it."""
     body = {"unused_days": unused_days, "levels": levels or [], "models": models or [], "dry_run": not yes}
+    if age_minutes is not None:
+        body["age_seconds"] = age_minutes * 60
     with session.client() as client:
         found = client.post(PruneShape, "/v1/prune", body, seconds=VERIFY_SECONDS)
     if session.as_json:
@@ -97,6 +103,10 @@ def prune(
         return
     if not found.data:
         session.say("There is nothing to remove.")
+        if age_minutes is None:
+            session.note(
+                "Files of less than a day stay; --age-minutes 1 takes younger ones that nothing is made of too."
+            )
         return
     table = tables.columns("Kind", "Name", ">Size", "~Why")
     for row in found.data:

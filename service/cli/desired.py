@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.api.desired import DesiredShape
+from service.api.desired_shapes import DesiredShape
 from service.cli import tables
 from service.cli.client import read, ref_path
 from service.cli.failures import CommandFailed, ExitCode

@@ -127,7 +127,7 @@ def _shown(value: Any) -> str:
 
 def _processor() -> Finding:
     features = " ".join(machine.cpu_features()) or "features not reported"
-    text = f"{machine.cpu_model()}, {machine.physical_cores()} cores: {features}"
+    text = f"{machine.cpu_model()}, {machine.usable_cores()} cores: {features}"
     return Finding("processor", Verdict.GOOD, text)
 
 

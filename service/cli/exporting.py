@@ -153,9 +153,10 @@ class _Export:
                 raise CommandFailed(
                     "changed", f"What {self.target.name} is has changed meanwhile.", remedy="run the command again"
                 )
-            with self.partial.open("ab", buffering=0) as file:
+            with self.partial.open("ab") as file:
                 for chunk in incoming:
                     file.write(chunk)
+                    file.flush()  # what is counted is in the file, whole: a raw write may take less
                     self.hasher.update(chunk)
                     self._received += len(chunk)
                     advance(len(chunk))
@@ -165,7 +166,7 @@ class _Export:
 def _check_bundle(session: Session, found: _Export) -> None:
     """Every file of the bundle against its digest."""
     try:
-        files = read_bundle(str(found.partial)).files
+        files = read_bundle(str(found.partial)).stored
         with transfer(session, "checking", sum(file.size_bytes for file in files)) as advance:
             for file in files:
                 hasher = hashlib.sha256()

@@ -47,6 +47,9 @@ REMEDIES: dict[str, str] = {
     "quantization_not_applicable": "`quantry plan MODEL` shows the levels that can be made",
     "importance_matrix_required": "add --imatrix auto to compute one first",
     "importance_matrix_not_found": "`quantry importance` shows what is there",
+    "pinned": "`quantry unpin NAME` takes the pin off",
+    "blob_corrupt": "`quantry verify NAME --repair` makes or fetches it again where that can be done",
+    "desired_not_found": "`quantry desired MODEL LEVEL...` says what is wanted",
     "dataset_not_found": "`quantry datasets` shows what is there",
     "does_not_fit": "`quantry list --context 1024` shows what each level takes",
 }

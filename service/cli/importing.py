@@ -20,7 +20,17 @@ from service.cli.uploading import no_file, upload_blob
 T = TypeVar("T")
 
 # What a conversion may look at; the rest of a folder is not sent.
-_CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md", "*.gguf", "*/config.json")
+_CHECKPOINT_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "README.md",
+    "*.gguf",
+    "*/config.json",
+    "additional_chat_templates/*.jinja",
+)
 _FLOATS = ("F16", "BF16", "F32")
 _PATH_REFUSED = frozenset({"invalid_parameter", "forbidden"})
 _IMPORT_SECONDS = 330.0  # the server waits at most 300 before it answers with the job

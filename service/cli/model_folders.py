@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from service.domain.addresses import FileAddress
 from service.domain.errors import InvalidName
 from service.domain.names import parse_ref
-from service.domain.remote import FileAddress
 
 _MAX_FILES = 100_000
 _MAX_MANIFEST_BYTES = 1 << 20

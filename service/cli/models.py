@@ -54,7 +54,7 @@ def list_models(
 def print_variants(session: Session, rows: list[VariantShape], context: int | None = None) -> None:
     """The table of variants and what its signs mean."""
     if not rows:
-        session.say("Nothing is stored under that name. Import a GGUF file: quantry import NAME PATH")
+        session.say("Nothing is stored here. Bring a model in: quantry import NAME PATH, or quantry pull ADDRESS")
         return
     session.table(tables.variants(rows, context))
     session.note(tables.MARKS_NOTE)
@@ -172,7 +172,7 @@ def _facts(variant: VariantShape) -> list[tuple[str, str | Text]]:
         ("also called", ", ".join(variant.aliases) or "-"),
         ("level", f"{variant.quantization}, {figures.bits(variant.bits_per_weight)} bits per weight"),
         ("advice", variant.advice or "-"),
-        ("PPL 7B", f"{tables.reference(variant.quantization)} (published for one 7B model, not measured here)"),
+        ("PPL 7B", _published(variant)),
         ("parameters", f"{variant.parameters:,} ({figures.count(variant.parameters)})"),
         ("context", f"{variant.context_length} tokens"),
         ("size", f"{figures.size(variant.size_bytes)} ({variant.size_bytes:,} bytes)"),
@@ -192,3 +192,10 @@ def _facts(variant: VariantShape) -> list[tuple[str, str | Text]]:
         pairs.append(("precision", "lost before: quantizing it again needs --allow-requantize"))
     pairs += [(measured.name, f"{measured.value:g} {measured.unit}") for measured in variant.measured]
     return pairs
+
+
+def _published(variant: VariantShape) -> str:
+    figure = tables.reference(variant.quantization, lossy_source=variant.lineage.lossy_source)
+    if figure == "-":
+        return "-"
+    return f"{figure} (published for one 7B model, not measured here)"

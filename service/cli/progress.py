@@ -88,7 +88,9 @@ class _Lines(_Quiet):
 
     def show(self, job: JobShape) -> None:
         for step in job.steps:
-            if step.status in _ENDED and step.name not in self._told:
+            # Steps that a failure left undone were cancelled by nobody.
+            undone = job.status == "failed" and step.status == "cancelled" and not step.detail
+            if step.status in _ENDED and step.name not in self._told and not undone:
                 self._told.add(step.name)
                 self._session.note(f"{step.name}: {_detail(step)} ({len(self._told)} of {len(job.steps)})", style="")
 

@@ -10,6 +10,7 @@ from service.api.catalogue_shapes import JobShape, VariantShape
 from service.api.remote_shapes import RemoteShape
 from service.cli import figures, tables
 from service.cli.client import Client, read, ref_path
+from service.cli.failures import CommandFailed
 from service.cli.jobs import watch_job
 from service.cli.options import command
 from service.cli.session import Session
@@ -70,7 +71,13 @@ def pull(
 def remote(session: Session, address: Address) -> None:
     """Show which levels of a model can be pulled, with their sizes. Nothing is fetched."""
     with session.client() as client:
-        seen = client.get(RemoteShape, f"/v1/remote/{ref_path(address)}")
+        try:
+            seen = client.get(RemoteShape, f"/v1/remote/{ref_path(address)}")
+        except CommandFailed as failure:
+            if failure.problem.code != "model_not_found":
+                raise
+            # The remedy of other commands, `quantry list`, shows what is here; the message says what is there.
+            raise CommandFailed(failure.problem.code, failure.problem.message) from None
     if session.as_json:
         session.document(seen)
         return

@@ -14,6 +14,7 @@ from service.cli.options import command
 from service.cli.session import Session
 from service.domain.errors import Conflict
 from service.settings import Settings, load_settings
+from service.startup import lasting
 
 _PANEL = "Serving"
 _STOP_MARGIN_SECONDS = 30.0  # beside the time that running streams get
@@ -53,13 +54,17 @@ def serve(session: Session, /, **overrides: str | None) -> None:
             "QUANTRY_API_KEY is what clients send; this server asks for no key. QUANTRY_API_KEYS sets those it knows.",
             style="yellow",
         )
-    from service.app import serve as serve_until_stopped  # the whole server: no other command waits for its imports
+    with lasting():
+        from service.app import serve as serve_until_stopped  # the whole server: no other command waits for its imports
 
+    background.check_home(settings.home)
     background.check_port(settings)
     try:
         status = serve_until_stopped(settings)
     except Conflict as error:
-        raise CommandFailed(error.code, error.message) from None
+        found = background.live_server(settings.home)
+        remedy = f"quantry stop-server stops it: process {found.pid} at {found.url}" if found else None
+        raise CommandFailed(error.code, error.message, remedy=remedy) from None
     raise typer.Exit(status)
 
 

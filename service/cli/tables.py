@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich import box
@@ -34,6 +35,7 @@ STATUS_STYLES = {
 MARKS_NOTE = "* recommended, + in memory, ^ pinned"
 REFERENCE_NOTE = "PPL 7B: perplexity added to F16, as published for one 7B model"
 _SAID_BY_THE_STAR = " - recommended"
+_MOST_BARE_NAMES = 8
 
 
 def variants(rows: Sequence[VariantShape], context: int | None) -> Table:
@@ -44,7 +46,7 @@ def variants(rows: Sequence[VariantShape], context: int | None) -> Table:
             _name(row),
             figures.size(row.size_bytes),
             figures.bits(row.bits_per_weight),
-            reference(row.quantization),
+            reference(row.quantization, lossy_source=row.lineage.lossy_source),
             *([figures.size(row.memory_bytes)] if context else []),
             _advice(row.advice, lossy=row.lineage.lossy_source or (row.lossy and row.lineage.origin == "imported")),
         )
@@ -96,8 +98,12 @@ def remote(seen: RemoteShape) -> Table:
         notes = [f"here as {', '.join(row.stored)}"] if row.stored else []
         if row.converts:
             notes.append("a checkpoint, converted here")
+        level = row.level
+        if level == "UNKNOWN":
+            level = "-"
+            notes.append("its level is in the file")
         table.add_row(
-            _marked(row.level, recommended=row.recommended), size, str(len(row.files)), row.address, "; ".join(notes)
+            _marked(level, recommended=row.recommended), size, str(len(row.files)), row.address, "; ".join(notes)
         )
     return table
 
@@ -168,16 +174,23 @@ def facts(pairs: Sequence[tuple[str, str | Text]]) -> Table:
     return table
 
 
-def reference(label: str) -> str:
-    """Perplexity the level adds on the published 7B model; `-` where nothing is published."""
+def reference(label: str, *, lossy_source: bool = False) -> str:
+    """Perplexity the level adds on the published 7B model; `-` where nothing is published, or of a lossy source.
+
+    The figures hold for levels made of full precision: F32 made of 4 bits is not lossless.
+    """
     level = QUANTIZATIONS.get(label)
+    if lossy_source:
+        return "-"
     return figures.perplexity(level.reference.perplexity_added) if level and level.reference else "-"
 
 
 def bare_names(rows: Sequence[VariantShape]) -> str:
-    """What each model's bare name reaches: `gloss is gloss:Q4_K_M`."""
-    reached = [f"{row.model} is {row.name}" for row in rows if row.model in row.aliases]
-    return ", ".join(reached)
+    """What the bare names of models with several variants reach: `gloss is gloss:Q4_K_M`."""
+    variants = Counter(row.model for row in rows)
+    reached = [f"{row.model} is {row.name}" for row in rows if row.model in row.aliases and variants[row.model] > 1]
+    rest = len(reached) - _MOST_BARE_NAMES
+    return ", ".join(reached[:_MOST_BARE_NAMES]) + (f", and {rest} more" if rest > 0 else "")
 
 
 def columns(*names: str) -> Table:

@@ -1,18 +1,31 @@
-"""What a bundle says of a variant beyond its file, and how much of that is believed. Pure."""
+"""What a bundle says of a model beyond its files, and how much of that is believed. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from service.domain import recipes
-from service.domain.catalog import FileFacts, Lineage, Measurement
+from service.domain.catalog import AdapterFacts, FileFacts, Lineage, Measurement
 from service.domain.errors import InvalidName, InvalidParameter, UnknownQuantization
 from service.domain.evaluation import Card
 from service.domain.names import ModelKey, parse_digest, parse_ref
+from service.domain.presets import Preset, check_preset
 from service.domain.recipes import Recipe
 
 VERSION = 1
 _TEXT_LIMIT = 200  # characters of what is for people
+
+
+@dataclass(frozen=True, slots=True)
+class BundledPreset:
+    """What a name of a variant adds to it. `word` is a tag of the variant, its own or a free one, in lower case.
+
+    `owned` are the tags of variants that came with the name, and go with it; the preset has no ids.
+    """
+
+    word: str
+    preset: Preset
+    owned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,29 @@ class BundledVariant:
     lineage: Lineage
     card: Card | None = None
     measurements: tuple[Measurement, ...] = ()
+    presets: tuple[BundledPreset, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BundledAdapter:
+    """A LoRA adapter as its bundle has it; `facts` are for readers, as those of a variant."""
+
+    version: int
+    model: str
+    name: str
+    created_at: str
+    facts: AdapterFacts
+
+
+@dataclass(frozen=True, slots=True)
+class BundledMatrix:
+    """An importance matrix as its bundle has it: what it was computed with, where that is known."""
+
+    version: int
+    model: str
+    created_at: str
+    source_digest: str | None = None
+    dataset_digest: str | None = None
 
 
 def believed(lineage: Lineage, model: str, key: ModelKey) -> Lineage:
@@ -52,6 +88,16 @@ def believed(lineage: Lineage, model: str, key: ModelKey) -> Lineage:
 def believed_card(card: Card) -> Card:
     """A bundle's figures without those of its machine: they say nothing of this one."""
     return replace(card, machine=_short(card.machine) or "", llama_build=_short(card.llama_build) or "", speed=None)
+
+
+def believed_preset(preset: Preset, model: str, key: ModelKey) -> Preset:
+    """What is kept of a bundle's preset: all that `create` could have been given. Raises InvalidParameter."""
+    return replace(check_preset(preset), parent=_renamed(preset.parent, model, key), owned=())
+
+
+def believed_digest(digest: str | None) -> str | None:
+    """A digest that a bundle names, where it is one."""
+    return _digest(digest)
 
 
 def _checked(recipe: Recipe | None) -> Recipe | None:

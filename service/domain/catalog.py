@@ -25,6 +25,10 @@ class ModelShape:
     experts: int = 0
     context_length: int = 0  # the context the model was trained for, tokens
     sliding_window: int = 0
+    cache_heads: int = 0  # heads of the key-value cache of all layers together; 0: layers x kv_heads
+    expert_width: int = 0  # feed-forward of all experts that one token goes to
+    state_values: int = 0  # recurrent state of one sequence, in all layers together
+    generates: bool = True  # False: it looks ahead, keeps no cache and gives embeddings only
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class RemoteOrigin:
     no such thing.
     """
 
-    address: str  # canonical, as `domain.remote` writes it
+    address: str  # canonical, as `domain.addresses` writes it
     revision: str | None = None
     files: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ missing ──a job is queued──> queued ──> running ──> stored ─�
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -75,6 +75,11 @@ def progress_of(
     )
 
 
+def hindered(levels: Sequence[DesiredLevel], why: str | None) -> tuple[DesiredLevel, ...]:
+    """The same levels, those that no job could be queued for with the reason."""
+    return tuple(replace(level, reason=why) if level.state is WishState.MISSING else level for level in levels)
+
+
 def to_make(levels: Iterable[DesiredLevel]) -> tuple[str, ...]:
     """The labels that a job has to be queued for."""
     return tuple(level.quantization for level in levels if level.state is WishState.MISSING)
@@ -101,7 +106,7 @@ def _progress(
     reason = refusal(label)
     if reason is not None:
         return DesiredLevel(label, WishState.IMPOSSIBLE, name, reason=reason)
-    if job is not None and _rests(job, wished_at, now):
+    if job is not None and _rests(job, label, wished_at, now):
         reason = "its job was cancelled; wish for it again" if job.error is None else job.error.message
         return DesiredLevel(label, WishState(job.status.value), name, job.id, reason)
     return DesiredLevel(label, WishState.MISSING, name)
@@ -121,12 +126,23 @@ def _newest_job(label: str, source: Variant, jobs: Sequence[Job]) -> Job | None:
     return None
 
 
-def _rests(job: Job, wished_at: str, now: datetime) -> bool:
-    """Whether what this job did not make is left alone for now."""
+def _rests(job: Job, label: str, wished_at: str, now: datetime) -> bool:
+    """Whether the level, which this job did not make, is left alone for now."""
     if job.created_at < wished_at:  # it was wished for anew since
+        return False
+    if job.status is JobStatus.FAILED and _was_kept_from(job, label):
         return False
     if job.status is JobStatus.CANCELLED:
         return True
     if job.status is not JobStatus.FAILED or job.finished_at is None:
         return False
     return now - datetime.fromisoformat(job.finished_at) < timedelta(seconds=TRY_AGAIN_SECONDS)
+
+
+def _was_kept_from(job: Job, label: str) -> bool:
+    """Whether a job that failed at another level had not begun this one: that says nothing against it."""
+    spec = job.spec
+    levels = spec.levels if isinstance(spec, QuantizeSpec) else ()
+    states = {step.name: step.status for step in job.steps if step.name in levels}
+    failed = any(state is JobStatus.FAILED for name, state in states.items() if name != label)
+    return failed and states.get(label) is JobStatus.CANCELLED

@@ -99,7 +99,7 @@ class PullSpec:
     """Fetch a model from `source` and bring it into the store under `name`."""
 
     name: str  # canonical reference as asked for
-    source: str  # canonical address, as `domain.remote` writes it
+    source: str  # canonical address, as `domain.addresses` writes it
     convert_to: str | None = None  # as in `ImportSpec`
 
 
@@ -115,7 +115,7 @@ class AdapterSpec:
     path: str | None = None  # a GGUF file, or the folder of a PEFT adapter, on the server
     digest: str | None = None  # a blob already uploaded
     files: tuple[NamedBlob, ...] = ()  # the files of a PEFT adapter, already uploaded
-    source: str | None = None  # canonical address, as `domain.remote` writes it
+    source: str | None = None  # canonical address, as `domain.addresses` writes it
     within: tuple[str, ...] = ()  # absolute paths
 
 

@@ -19,6 +19,10 @@ _CELL_STEP = 256  # llama.cpp rounds the cells of a context up to a multiple of 
 CACHE_BLOCK = 32  # values in a block of Q8_0 and Q4_0: a head must be a multiple of it
 _CONTEXT_STEP = 256
 _MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
+_EMBEDDING_SEQUENCES = 64  # texts in a batch of embeddings; llama.cpp wants it to be a multiple
+_RECURRENT_EMBEDDING_SEQUENCES = 8
+_EMBEDDING_LOGITS_BYTES = 32 << 20
+_LEAST_EMBEDDING_BATCH_TOKENS = 64
 _DRAFT_ROWS = 8  # guesses of a step, together; up to 64 where a text repeats itself much
 
 # What a worker takes beside the model: the interpreter with numpy, jinja2 and libllama's code (47 MiB after the
@@ -90,51 +94,102 @@ def kv_cache_bytes(
 
     llama_kv_cache zeroes them when it is made, so they are resident from the start.
     """
-    heads = shape.layers * shape.kv_heads
+    heads = shape.cache_heads or shape.layers * shape.kv_heads
     key = heads * shape.key_length * _BLOCK_BYTES[cache_type_k]
     value = heads * shape.value_length * _BLOCK_BYTES[cache_type_v]
     return _padded(cells) * (key + value) // CACHE_BLOCK
 
 
+def state_bytes(shape: ModelShape, sequences: int) -> int:
+    """Recurrent state of so many sequences: llama_memory_recurrent keeps all of it in F32, and zeroes it."""
+    return shape.state_values * sequences * _F32_BYTES
+
+
 def compute_bytes(shape: ModelShape, cells: int, parallel: int = 1, options: ContextOptions = _DEFAULT) -> int:
     """What the computation of one micro-batch touches: ggml-alloc's layout of the graph, work buffer, logits.
 
-    At the widest place of a layer, three tensors of the feed-forward width live (up, gate, their product) beside four
-    of the embedding's; with a narrow feed-forward it is the attention's five. The mask has a row of cells for each
-    token. Without flash attention the scores of all heads are there as well, and once more in F16 as operand. A
-    row of logits is in the graph for each sample and each guess; the output buffer has one for every sequence id, and
+    A row of logits is in the graph for each sample and each guess; the output buffer has one for every sequence id, and
     llama.cpp zeroes it (llama_context::output_reserve), so that all of them are touched.
     """
     tokens = min(options.batch_tokens, MICRO_BATCH_TOKENS, _padded(cells))
-    cells = _padded(cells)
+    ids = sequence_ids(parallel, recurrent=shape.state_values > 0)
+    logits = shape.vocabulary * _F32_BYTES * (parallel + _DRAFT_ROWS + ids)
+    return tokens * _token_bytes(shape, _padded(cells), options.flash_attention) + logits
+
+
+def embedding_bytes(shape: ModelShape, text_tokens: int, options: ContextOptions = _DEFAULT) -> int:
+    """What the context for embeddings takes once it has had texts of `text_tokens`, beside one that generates.
+
+    A model that looks back alone takes a long text in pieces and holds it in a cache of its own; one that looks ahead
+    takes it whole. Every token of a batch has a row of logits, of the model that has any, and a vector.
+    """
+    recurrent = shape.state_values > 0
+    sequences = _RECURRENT_EMBEDDING_SEQUENCES if recurrent else _EMBEDDING_SEQUENCES
+    tokens = embedding_batch_tokens(shape.vocabulary, options.batch_tokens)
+    cells = tokens
+    if text_tokens > tokens:
+        length = min(shape.context_length or text_tokens, text_tokens + text_tokens // 2)
+        tokens, cells = (tokens, length + tokens) if shape.generates else (length, length)
+    tokens = -(-tokens // sequences) * sequences
+    logits = 2 * shape.vocabulary if shape.generates else shape.vocabulary
+    rows = tokens * (logits + shape.embedding) * _F32_BYTES
+    held = kv_cache_bytes(shape, cells) + state_bytes(shape, sequences) if shape.generates else 0
+    return held + tokens * _token_bytes(shape, _padded(cells), options.flash_attention) + rows
+
+
+def embedding_batch_tokens(vocabulary: int, batch_tokens: int) -> int:
+    """Tokens of a batch of embeddings, of texts that are no longer.
+
+    llama.cpp keeps logits for every token of it: more bytes of them than this cost memory and win no time.
+    """
+    bounded = _EMBEDDING_LOGITS_BYTES // (_F32_BYTES * max(1, vocabulary))
+    return min(batch_tokens, max(_LEAST_EMBEDDING_BATCH_TOKENS, bounded))
+
+
+def _token_bytes(shape: ModelShape, cells: int, flash_attention: bool) -> int:
+    """What each token of a micro-batch touches where it attends to `cells`.
+
+    At the widest place of a layer, three tensors of the feed-forward width live (up, gate, their product) beside four
+    of the embedding's; with a narrow feed-forward it is the attention's five. In a mixture each of a token's experts
+    has tensors of its own. The mask has a row of cells for each token. Without flash attention the scores of all heads
+    are there as well, and once more in F16 as operand.
+    """
     attention = shape.heads * (shape.key_length + shape.value_length) // 2
-    feed_forward = 3 * shape.feed_forward + 4 * shape.embedding
-    layer = max(feed_forward, 3 * shape.embedding + 2 * attention)
-    operand = max(shape.feed_forward, shape.embedding, attention) * _F16_BYTES  # converted for the matrix product
-    if options.flash_attention:
+    inner = max(shape.feed_forward, shape.expert_width)
+    layer = max(3 * inner + 4 * shape.embedding, 3 * shape.embedding + 2 * attention)
+    operand = max(inner, shape.embedding, attention) * _F16_BYTES  # converted for the matrix product
+    if flash_attention:
         mask, scores = _F16_BYTES * cells, 0
     else:
         mask, scores = _F32_BYTES * cells, shape.heads * cells * (_F32_BYTES + _F16_BYTES)
-    logits = shape.vocabulary * _F32_BYTES * (parallel + _DRAFT_ROWS + sequence_ids(parallel))
-    return tokens * (layer * _F32_BYTES + operand + mask + scores) + logits
+    return layer * _F32_BYTES + operand + mask + scores
 
 
 def memory_need(facts: FileFacts, cells: int, parallel: int = 1, options: ContextOptions = _DEFAULT) -> MemoryNeed:
     """What serving a file with `cells` tokens of key-value cache and `parallel` requests takes.
 
-    Weights count once: mapped or repacked, and the worker gives back what it has mapped and does not use.
+    Weights count once: mapped or repacked, and the worker gives back what it has mapped and does not use. The cache
+    includes recurrent state. A model that only gives embeddings has the context for those alone.
     """
+    shape = facts.shape
+    runtime = RUNTIME_BYTES + shape.vocabulary * _VOCABULARY_ENTRY_BYTES
+    if not shape.generates:
+        return MemoryNeed(facts.tensor_bytes, 0, embedding_bytes(shape, cells // parallel, options), runtime)
+    state = state_bytes(shape, sequence_ids(parallel, recurrent=shape.state_values > 0))
     return MemoryNeed(
         weights_bytes=facts.tensor_bytes,
-        kv_cache_bytes=kv_cache_bytes(facts.shape, cells, options.cache_type_k, options.cache_type_v),
-        compute_bytes=compute_bytes(facts.shape, cells, parallel, options),
-        runtime_bytes=RUNTIME_BYTES + facts.shape.vocabulary * _VOCABULARY_ENTRY_BYTES,
+        kv_cache_bytes=kv_cache_bytes(shape, cells, options.cache_type_k, options.cache_type_v) + state,
+        compute_bytes=compute_bytes(shape, cells, parallel, options),
+        runtime_bytes=runtime,
     )
 
 
-def sequence_ids(parallel: int) -> int:
-    """How many sequences llama.cpp is told of, so that others stay in the cache beside the running ones."""
-    return min(_MAX_SEQUENCES, 3 * parallel + 16)
+def sequence_ids(parallel: int, *, recurrent: bool = False) -> int:
+    """How many sequences llama.cpp is told of, so that others stay in the cache beside the running ones.
+
+    A recurrent memory reserves a state for each: of those it has fewer.
+    """
+    return min(_MAX_SEQUENCES, 2 * parallel + 2 if recurrent else 3 * parallel + 16)
 
 
 def can_hold(shape: ModelShape, keys: CacheType, values: CacheType, *, flash_attention: bool) -> bool:

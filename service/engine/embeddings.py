@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.domain.errors import InternalError, InvalidParameter, NotSupported, PromptTooLong, QuantryError
 from service.domain.generation import EmbeddingRequest, Embeddings, Failed
+from service.domain.memory import embedding_batch_tokens
 from service.llama.embedding import (
     EmbeddingContext,
     check_embeds,
@@ -24,11 +25,6 @@ from service.llama.embedding import (
     ranks,
 )
 from service.llama.model import Model
-
-# llama.cpp computes the logits of every token of an embedding batch: a batch that holds more bytes of them than this
-# costs memory and wins no time.
-_LOGIT_BYTES = 32 << 20
-_LEAST_BATCH_TOKENS = 64
 
 _RANK_FIELDS = re.compile(r"(\{query\}|\{document\})")
 
@@ -71,8 +67,7 @@ class Embedder:
         """
         self._model = model
         self.context_length = min(context_length, model.context_length or context_length)
-        vocabulary = max(1, model.vocabulary_size)
-        self._batch_tokens = min(batch_tokens, max(_LEAST_BATCH_TOKENS, _LOGIT_BYTES // (4 * vocabulary)))
+        self._batch_tokens = embedding_batch_tokens(model.vocabulary_size, batch_tokens)
         self._threads = threads
         self._flash_attention = flash_attention
         self._size = embedding_size(model)

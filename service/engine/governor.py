@@ -42,7 +42,7 @@ _MOST_RESTARTS = 4.0
 _RESTART_SECONDS = 3.0
 _TRIAL_STEPS = 3
 _TRIAL_SECONDS = 0.05
-_CROWDED_MUST_GAIN = 0.93  # more threads than free cores: uneven steps, so a lucky few must not decide
+_CROWDED_MUST_GAIN = 0.93  # of more threads, where they are more than the free cores
 _CROWDED_TRIAL_STEPS = 8
 _CROWDED_TRIAL_SECONDS = 0.2
 _CHECK_AFTER_STEPS = 4
@@ -80,7 +80,7 @@ class _Trial:
     started_at: float
     standard: float  # seconds a step at home
     bar: float  # seconds a step that it must not exceed
-    crowded: bool
+    crowded: bool  # more threads than free cores: its steps are uneven, so a lucky few must not decide
     patient: bool  # one slow step may be a hiccup
     steps: int = 0
     seconds: float = 0.0
@@ -222,7 +222,7 @@ class Governor:
             size.home, size.came_home_at = trial.threads, now
         else:
             lost = trial.seconds - trial.steps * trial.standard
-            if trial.crowded:
+            if trial.crowded and trial.threads > size.home:
                 self._crowded_probe_at = now + max(self._crowded_wait, _pause(lost))
                 self._crowded_wait = min(2 * self._crowded_wait, _LONGEST_WAIT_SECONDS)
                 pace.try_at = self._crowded_probe_at
@@ -271,8 +271,8 @@ class Governor:
                     started_at=now,
                     standard=standard,
                     bar=standard * _CROWDED_MUST_GAIN if more and self._crowded(count) else bar,
-                    crowded=more and self._crowded(count),
-                    patient=not more or (self._fitting is not None and not self._crowded(count)),
+                    crowded=self._crowded(count),
+                    patient=not self._crowded(count) and (not more or self._fitting is not None),
                 )
         if best is not None and best.threads < self._most:
             self._checked = True

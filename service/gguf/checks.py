@@ -10,7 +10,8 @@ import math
 import re
 
 from service.domain.errors import InvalidModel
-from service.gguf.header import TOKENS_KEY, Header
+from service.gguf.charsmap import check_charsmap
+from service.gguf.header import CHARSMAP_KEY, TOKENS_KEY, Header
 
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -37,6 +38,7 @@ _ALWAYS_SECTIONS = frozenset(
 )
 _MAX_WINDOW = 2**24  # times the sequences of a context it must fit into 32 bits
 _POOLINGS = 5  # kinds of pooling, from 0
+_RANK = 4
 # Kinds of GGUF file that are no language model, by `general.type`.
 _OTHER_KINDS = {
     "adapter": "a LoRA adapter; add it to its base model (POST /v1/adapters, quantry adapters add)",
@@ -151,11 +153,20 @@ def _check_hyper_parameters(header: Header) -> None:
     pooling = header.whole(f"{arch}.pooling_type") or 0
     if not 0 <= pooling < _POOLINGS:
         raise InvalidModel(f"{arch}.pooling_type is {pooling}, which llama.cpp does not know; the file is corrupt.")
+    _check_labels(header, pooling)
     scaling = header.pairs.get(f"{arch}.rope.scaling.type")
     if scaling is not None and scaling.value not in _ROPE_SCALING:
         raise InvalidModel(f"{arch}.rope.scaling.type is none of {', '.join(sorted(_ROPE_SCALING))}.")
     _check_sections(header)
     _check_heads(header)
+
+
+def _check_labels(header: Header, pooling: int) -> None:
+    """A reranker without a last layer gives as many numbers as it is wide, of which there is a label for each."""
+    labels = header.array(f"{header.architecture}.classifier.output_labels")
+    width = header.whole(f"{header.architecture}.embedding_length") or 0
+    if pooling == _RANK and labels is not None and labels.count > width:
+        raise InvalidModel(f"The file names {labels.count} classes for {width} numbers; it is corrupt.")
 
 
 def _check_sections(header: Header) -> None:
@@ -227,6 +238,8 @@ def _check_tokenizer(header: Header) -> None:
     tokens = header.pairs.get(TOKENS_KEY)
     if model is not None and model.type != "str":
         raise InvalidModel("tokenizer.ggml.model is not a string; the file is corrupt.")
+    if model is not None and model.value == "t5" and CHARSMAP_KEY in header.pairs:
+        check_charsmap(header.charsmap)
     if tokens is None:
         return
     array = header.array(TOKENS_KEY)

@@ -16,7 +16,8 @@ from service.gguf.architectures import layout_of
 from service.gguf.architectures.config import Config
 from service.gguf.architectures.rules import Layout, Weights, apply, first_rows
 from service.gguf.card import card_fields
-from service.gguf.checkpoints import Files, open_tensors
+from service.gguf.checkpoint_files import Files
+from service.gguf.checkpoints import open_tensors
 from service.gguf.fields import Field
 from service.gguf.packed import unpacked, with_quantization
 from service.gguf.vocabulary import Vocabulary, read_vocabulary

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """`type` is "str", "bool", "u32", "i32", "u64", "f32", or for sequences "arr[str]", "arr[u32]", "arr[i32]", ...
+    """`type` is "str", "bool", "u32", "i32", "u64", "f32", or for sequences "arr[str]", "arr[u8]", "arr[i32]", ...
 
     `value` is the Python value. Strings may be given as bytes where they are no UTF-8.
     """

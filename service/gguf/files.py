@@ -18,7 +18,9 @@ from service.domain.catalog import FileFacts, ModelShape, TensorInfo
 from service.domain.errors import InvalidModel
 from service.domain.quants import BY_FILE_TYPE, UNQUANTIZED_TYPES, Family, Quantization
 from service.gguf.checks import check_model, per_layer
-from service.gguf.header import MAGIC, MAX_HEADER_BYTES, TOKENS_KEY, Header, parse_header, weights
+from service.gguf.header import MAGIC, MAX_HEADER_BYTES, TOKENS_KEY, Header, weights
+from service.gguf.parsing import parse_header
+from service.gguf.recurrence import cache_heads, state_values
 
 _CONVERT = "take the model's safetensors files, or save it again with transformers, and import that folder"
 # First bytes -> what the file is and what to do.
@@ -69,6 +71,7 @@ _MIXES = {
     "Q4_K": (("Q6_K", "Q4_K_M"),),
     "Q3_K": (("Q4_K", "Q3_K_M"), ("Q5_K", "Q3_K_L")),
 }
+_MOST_WIDTH = 1 << 31  # of all experts of a token; a file may say anything
 _SHARED_TENSORS = frozenset({"token_embd.weight", "output.weight", "per_layer_token_embd.weight"})
 _MAX_SHOWN_CHARACTERS = 200
 
@@ -203,6 +206,9 @@ def _shape(header: Header) -> ModelShape:
     kv_heads = per_layer(header, "attention.head_count_kv") or heads
     widest = max(heads, default=0)
     head_length = embedding // widest if widest else 0
+    feed_forward = per_layer(header, "feed_forward_length")
+    used = header.whole(f"{arch}.expert_used_count") or 0
+    expert_length = header.whole(f"{arch}.expert_feed_forward_length") or max(feed_forward, default=0)
     key_length = header.whole(f"{arch}.attention.key_length")
     value_length = header.whole(f"{arch}.attention.value_length")
     return ModelShape(
@@ -213,11 +219,15 @@ def _shape(header: Header) -> ModelShape:
         kv_heads=-(-sum(kv_heads) // layers) if layers else 0,
         key_length=head_length if key_length is None else key_length,
         value_length=head_length if value_length is None else value_length,
-        feed_forward=max(per_layer(header, "feed_forward_length"), default=0),
+        feed_forward=max(feed_forward, default=0),
         vocabulary=_vocabulary(header),
         experts=header.whole(f"{arch}.expert_count") or 0,
         context_length=header.whole(f"{arch}.context_length") or 0,
         sliding_window=header.whole(f"{arch}.attention.sliding_window") or 0,
+        cache_heads=cache_heads(header, kv_heads),
+        expert_width=min(used * expert_length, _MOST_WIDTH),
+        state_values=state_values(header, kv_heads, feed_forward),
+        generates=header.metadata.get(f"{arch}.attention.causal") is not False,
     )
 
 

@@ -19,7 +19,8 @@ from service.domain.errors import InvalidModel
 from service.gguf.adapted import module_name, rules_by_module
 from service.gguf.adapters import ADAPTER_TYPE, ALPHA, EMBEDDING, KIND
 from service.gguf.architectures.rules import Rule, Weights
-from service.gguf.checkpoints import PICKLES, Files, Tensor, open_tensors
+from service.gguf.checkpoint_files import PICKLES, Files
+from service.gguf.checkpoints import Tensor, open_tensors
 from service.gguf.fields import Field
 from service.gguf.header import Header
 from service.gguf.writing import Plan, Written
@@ -130,9 +131,9 @@ def _read_config(files: Files) -> _Config:
 
 
 def _number(value: Any, key: str) -> float:
-    # Past 2**127 it is no 32-bit float, which is what GGUF has for it.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < abs(value) < 2**127:
-        raise InvalidModel(f"{key} in {CONFIG} is no number but 0; get the adapter again.")
+    # GGUF has 32-bit floats for it, and so far from their ends no quotient of two leaves them.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-12 < abs(value) < 1e12:
+        raise InvalidModel(f"{key} in {CONFIG} is no number, or out of range; get the adapter again.")
     return float(value)
 
 

@@ -15,13 +15,14 @@ from typing import Any
 from service.domain.catalog import TensorInfo
 from service.domain.errors import InvalidModel
 from service.domain.quants import GGML_TYPES
-from service.gguf.header import DEFAULT_ALIGNMENT, MAGIC, padded, parse_header
+from service.gguf.header import DEFAULT_ALIGNMENT, MAGIC, padded
+from service.gguf.parsing import parse_header
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _VERSION = 3
 _STRING, _ARRAY = 8, 9
 # Kinds of value, as `pair` and struct know them, and their ids.
-_KINDS = {"u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f"), "bool": (7, "?"), "u64": (10, "Q")}
+_KINDS = {"u8": (0, "B"), "u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f"), "bool": (7, "?"), "u64": (10, "Q")}
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TYPE_IDS = {ggml.name: number for number, ggml in GGML_TYPES.items()}
 
@@ -38,7 +39,7 @@ class Part:
 
 
 def pair(key: str, kind: str, value: Any) -> bytes:
-    """One key-value pair; `kind` is "u32", "i32", "f32", "bool", "u64", "str" or "arr[...]" of them.
+    """One key-value pair; `kind` is "u8", "u32", "i32", "f32", "bool", "u64", "str" or "arr[...]" of them.
 
     Strings may be given as bytes, which need not be UTF-8.
     """

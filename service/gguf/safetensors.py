@@ -7,6 +7,7 @@ InvalidModel escapes, and memory stays bounded. Knows nothing of what the tensor
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 200_000  # of one file
 MAX_DIMENSIONS = 8
 MAX_NAME_CHARACTERS = 1024
-_MAX_WEIGHTS = 2**63 - 1
+_MAX_WEIGHTS = 2**56  # whose bytes 64 bits can count
 # Quotation marks per tensor: of its name, of three keys and of the type; the rest is for `__metadata__`.
 _MAX_QUOTES = 10 * MAX_TENSORS + 1_000_000
 _METADATA = "__metadata__"
@@ -122,14 +123,13 @@ def _entry(name: str, described: _Described, data: int) -> Entry:
         )
     if len(described.shape) > MAX_DIMENSIONS:
         raise _corrupt(f"{_shown(name)} has {len(described.shape)} dimensions")
-    weights = 1
-    for extent in described.shape:
-        if not 0 <= extent <= _MAX_WEIGHTS:
-            raise _corrupt(f"{_shown(name)} has an impossible shape")
-        weights *= extent
+    # Python's integers do not wrap around, whatever the extents are; the bound keeps what follows in 64 bits, also
+    # where an extent of 0 makes an empty tensor of any shape.
+    if min(described.shape, default=0) < 0 or math.prod(max(1, extent) for extent in described.shape) > _MAX_WEIGHTS:
+        raise _corrupt(f"{_shown(name)} has an impossible shape")
+    weights = math.prod(described.shape)
     begin, end = described.data_offsets
-    # Python's integers do not wrap around, whatever the extents are; the bound keeps what follows in 64 bits.
-    if weights > _MAX_WEIGHTS or begin < 0 or end - begin != weights * item:
+    if begin < 0 or end - begin != weights * item:
         raise _corrupt(f"the shape of {_shown(name)} does not fit the bytes it is given")
     return Entry(name, described.dtype, tuple(described.shape), data + begin, end - begin)
 

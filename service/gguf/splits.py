@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.domain.errors import InvalidModel
-from service.gguf.header import MAGIC, MAX_HEADER_BYTES, Header, parse_header
+from service.gguf.header import MAGIC, MAX_HEADER_BYTES, Header
+from service.gguf.parsing import parse_header
 from service.gguf.rewriting import Part, Progress, header_bytes, pair_bytes, write_file
 
 MAX_PIECES = 1000
@@ -157,4 +158,4 @@ def _check_tensors(pieces: list[_Piece]) -> None:
 def _missing(names: list[str], count: int) -> InvalidModel:
     shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_SHOWN_MISSING])
     more = f" and {len(names) - _SHOWN_MISSING} more" if len(names) > _SHOWN_MISSING else ""
-    return InvalidModel(f"Of the {count} pieces of the split model {shown}{more} are missing; put all in one folder.")
+    return InvalidModel(f"Of the {count} pieces of the split model, missing: {shown}{more}; put all in one folder.")

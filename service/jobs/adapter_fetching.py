@@ -1,61 +1,48 @@
-"""An adapter's files from elsewhere: which of those at an address they are, fetched into a folder. In the job's child.
-
-What came earlier and broke off goes on in the same folder. Knows the room that fetches, and no more of the network.
-"""
+"""An adapter's files from elsewhere: which of those at an address they are, fetched as a pull's. In the job's child."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from service.domain.errors import DiskFull, ModelNotFound, NotSupported
-from service.domain.remote import Address, FileAddress, HubAddress, RemoteFile, parse_address, shown
+from service.domain.addresses import Address, FileAddress, HubAddress, parse_address
+from service.domain.errors import ModelNotFound, NotSupported
+from service.domain.reach import shown
+from service.domain.remote import RemoteFile
 from service.gguf.peft import CONFIG, STEM
-from service.jobs.limits import limit_file_size
+from service.jobs.fetching import Landing, fetch_all, transfer_of
+from service.jobs.limits import lift_file_limit
 from service.jobs.messages import AdapterTask, NamedPath
 from service.jobs.outbox import Outbox
 from service.remote import hub
 from service.remote.guard import Network
 from service.remote.lookup import look_up
-from service.remote.patience import Limiter, Patience
-from service.remote.transfer import Pace, fetch
+from service.remote.patience import Patience
 
 _MAX_FILES = 64
 
 
-def fetch_adapter(task: AdapterTask, step: int, outbox: Outbox) -> tuple[NamedPath, ...]:
-    """The files: one of GGUF, or those of a PEFT adapter, by their names there.
+@contextmanager
+def fetched_adapter(task: AdapterTask, step: int, outbox: Outbox) -> Iterator[tuple[NamedPath, ...]]:
+    """The files, there as long as the block runs: one of GGUF, or those of a PEFT adapter, by their names there.
 
     Raises what `look_up` and `fetch` raise, ModelNotFound for a place without an adapter, NotSupported, DiskFull.
     """
     assert task.access is not None
-    access = task.access
-    network = Network(access)
+    network = Network(task.access)
     try:
         outbox.progress(step, 0.0)
         files = _wanted(parse_address(task.source), task.source, network)
-        total = sum(file.size_bytes or 0 for file in files)
-        if total > task.room_bytes:
-            raise DiskFull(f"{total} bytes are to come and {task.room_bytes} are free beside the reserve; make room.")
-        limit_file_size(max(file.size_bytes or task.room_bytes for file in files))
-        limiter = Limiter(access.bytes_per_second)
-        landed, done = [], 0
-        for file in files:
-            pace = Pace(
-                connections=access.connections,
-                stall_seconds=access.stall_seconds,
-                limiter=limiter,
-                limit_bytes=task.room_bytes,
+        with transfer_of(Path(task.transfers), files, step, outbox) as folder:
+            landing = Landing(folder, Path(task.target).parent, task.room_bytes, step)
+            landed = fetch_all(files, landing, network, task.access, outbox)
+            network.close()
+            lift_file_limit()
+            yield tuple(
+                NamedPath(PurePosixPath(file.name).name, str(path))
+                for file, (path, _) in zip(files, landed, strict=True)
             )
-
-            def told(there: int, size: int | None, before: int = done) -> None:
-                share = (before + there) / (total or size or 1)
-                outbox.progress(step, min(share, 0.999), f"{before + there} of {total or size or '?'} bytes")
-
-            path = Path(task.folder) / _local_name(file)
-            done += fetch(network, file, path, pace, told).size_bytes
-            landed.append(NamedPath(PurePosixPath(file.name).name, str(path)))
-        return tuple(landed)
     finally:
         network.close()
 
@@ -99,9 +86,3 @@ def adapter_files(files: tuple[RemoteFile, ...], choice: str | None) -> tuple[Re
             param="from",
         )
     return tuple(found)
-
-
-def _local_name(file: RemoteFile) -> str:
-    """A name that only these bytes have: nothing of it is the other server's to choose."""
-    known = (file.digest or "").removeprefix("sha256:") or file.git_oid
-    return known or hashlib.sha256(file.url.encode()).hexdigest()[:40]

@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 from msgspec.structs import replace
 
+from service.domain.catalog import AdapterFacts
 from service.domain.errors import InvalidModel, InvalidParameter, LoadFailed
 from service.gguf.adapters import check_values, read_adapter
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.files import read_header
 from service.gguf.header import MAGIC, Header
 from service.gguf.peft import CONFIG, convert_adapter
-from service.jobs.adapter_fetching import fetch_adapter
+from service.jobs.adapter_fetching import fetched_adapter
 from service.jobs.limits import (
-    lift_file_limit,
     lift_memory_limit,
     limit_file_size,
     limit_memory,
@@ -45,16 +46,19 @@ _MEMORY_SHARE = 0.7  # as for an import: computing reads every weight of the bas
 
 def take_in(task: AdapterTask, outbox: Outbox) -> None:
     """Do the task and send one `AdapterMade`. Raises InvalidModel, InvalidParameter, OSError."""
-    step = 0
     base = read_header(Path(task.base))
-    if task.access is not None:
-        files = fetch_adapter(task, step, outbox)
-        lift_file_limit()
+    if task.access is None:
+        _check_and_try(task, base, 0, outbox)
+        return
+    with fetched_adapter(task, 0, outbox) as files:
         if task.niceness > 0:  # what comes now computes, and is to leave the cores to inference
             stay_in_the_background(_LOWEST)
         alone = len(files) == 1
-        task = replace(task, source=files[0].path if alone else "", files=() if alone else files)
-        step += 1
+        there = replace(task, source=files[0].path if alone else "", files=() if alone else files)
+        _check_and_try(there, base, 1, outbox)
+
+
+def _check_and_try(task: AdapterTask, base: Header, step: int, outbox: Outbox) -> None:
     if task.digest is not None:
         path, digest = Path(task.source), task.digest
         limit_memory(path.stat().st_size)
@@ -63,13 +67,34 @@ def take_in(task: AdapterTask, outbox: Outbox) -> None:
         path = Path(task.target)
         digest = _bring(task, base, path, step, outbox)
         step += 1
+    facts = examine_adapter(path, [Path(task.base)], step, outbox)
+    outbox.send(AdapterMade(step + 1, str(path), digest, path.stat().st_size, facts))
+
+
+def examine_adapter(path: Path, bases: Sequence[Path], step: int, outbox: Outbox) -> AdapterFacts:
+    """What is asked of an adapter's GGUF file before it may be used: that it belongs to one of these models, its values
+    are numbers (step `step`), and that one can compute with it (the next step).
+
+    Memory has been limited by the caller and is not when this returns. Raises InvalidModel.
+    """
     outbox.progress(step, 0.0)
-    header, facts = read_adapter(path, base)
+    base, header, facts = _base_among(bases, path)
     check_values(path, header, lambda fraction: outbox.progress(step, fraction))
     outbox.progress(step + 1, 0.0)
     lift_memory_limit()
-    _try_out(Path(task.base), path)
-    outbox.send(AdapterMade(step + 1, str(path), digest, path.stat().st_size, facts))
+    _try_out(base, path)
+    return facts
+
+
+def _base_among(bases: Sequence[Path], path: Path) -> tuple[Path, Header, AdapterFacts]:
+    """The first of the models that the adapter fits. Raises InvalidModel with why it does not fit the last."""
+    problem = InvalidModel("There is no model to check the adapter against; bring it in as one of a model.")
+    for base in bases:
+        try:
+            return base, *read_adapter(path, read_header(base))
+        except InvalidModel as error:
+            problem = error
+    raise problem
 
 
 def _bring(task: AdapterTask, base: Header, target: Path, step: int, outbox: Outbox) -> str:

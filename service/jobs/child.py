@@ -40,21 +40,33 @@ class Child:
 
     @classmethod
     async def start(cls, argv: Sequence[str], task: Task) -> Child:
-        """Start `argv` in a session of its own and give it its task. Its input stays open as a sign of life."""
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=child_environment(os.environ),
-            start_new_session=True,
-        )
+        """Start `argv` in a session of its own and give it its task. Its input stays open as a sign of life.
+
+        Raises JobChildDied when the system starts no process, BadFrame for a task that is too long.
+        """
+        given = encode(task)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=child_environment(os.environ),
+                start_new_session=True,
+            )
+        except OSError as problem:
+            raise not_started(problem) from problem
         child = cls(process)
         assert process.stdin is not None
-        process.stdin.write(encode(task))
-        # A child that died at once shows in its exit status, not here.
-        with suppress(ConnectionError):
-            await process.stdin.drain()
+        process.stdin.write(given)
+        try:
+            # A child that died at once shows in its exit status, not here.
+            with suppress(ConnectionError):
+                await process.stdin.drain()
+        except BaseException:  # whoever started it waits no more
+            child._signal(signal.SIGKILL)
+            await child.ended()
+            raise
         return child
 
     @property
@@ -135,6 +147,14 @@ class Child:
             del self._stderr_tail[:-_STDERR_TAIL_BYTES]
 
 
+def not_started(problem: OSError) -> JobChildDied:
+    """The error for a child that the system did not start, for lack of memory or of processes."""
+    reason = problem.strerror or type(problem).__name__
+    return JobChildDied(
+        f"The system did not start a process for it: {reason}. Try again when the machine is less busy."
+    )
+
+
 def death(kind: JobKind, status: int, assertion: str | None) -> QuantryError:
     """The error for a child that ended without saying why. Pure."""
     name = signal_name(status)
@@ -142,7 +162,7 @@ def death(kind: JobKind, status: int, assertion: str | None) -> QuantryError:
         return DiskFull("The file grew past its expected size and was stopped; free some space and start again.")
     if name in _CRASHES:
         how = f"{name}, {assertion}" if assertion else name
-        if kind in (JobKind.IMPORT, JobKind.ADAPTER, JobKind.BUNDLE):
+        if kind in (JobKind.IMPORT, JobKind.PULL, JobKind.ADAPTER, JobKind.BUNDLE):
             return InvalidModel(
                 f"llama.cpp crashed reading it: {how}. The file is damaged or made for another llama.cpp; nothing was "
                 "stored."

@@ -19,6 +19,7 @@ from service.jobs.one_answer import answer_of
 _AT_A_TIME = 2
 _REMEMBERED = 64
 _SECONDS = 30.0
+_MOST_BYTES = 512 << 20  # a header has 256 MiB at most
 
 
 class Described(msgspec.Struct, frozen=True):
@@ -62,6 +63,7 @@ class Descriptions:
             _SECONDS,
             late=f"The file was not read within {_SECONDS:g} seconds; try again when the disk is less busy.",
             died="The process that reads the file's header was killed; try again.",
+            most_bytes=_MOST_BYTES,
         )
         found = await asyncio.to_thread(msgspec.json.decode, output, type=Described)
         if found.error is not None:

@@ -14,7 +14,7 @@ from service.jobs.tasks import count_right
 from service.llama.backend import build
 from service.llama.model import Model
 from service.llama.probe import load_on_processor
-from service.machine import description, physical_cores
+from service.machine import description, usable_cores
 from service.quantization.base_logits import BaseLogits
 from service.quantization.evaluate import Evaluator, check_windows, source_logits
 from service.quantization.figures import divergence, perplexity
@@ -32,13 +32,13 @@ _TASK_WEIGHT = 3.0
 
 
 def evaluate_file(step: EvaluateStep, *, threads: int, progress: Progress) -> Card:
-    """Measure a file as `step` says; `threads` 0 means all physical cores.
+    """Measure a file as `step` says; `threads` 0 means all usable cores.
 
     The source's log-probabilities are made at `step.logits` where they are not there yet. Raises InvalidParameter for
     a text that is too short or a window that is too long, LoadFailed, InvalidModel for a damaged file, DiskFull, and
     what `count_right` raises.
     """
-    return _Evaluation(step, threads or physical_cores(), progress).run()
+    return _Evaluation(step, threads or usable_cores(), progress).run()
 
 
 class _Evaluation:

@@ -35,6 +35,10 @@ class Followers:
         self._followers: dict[str, set[_Follower]] = {}
         self._closed = False
 
+    def has(self, job_id: str) -> bool:
+        """Whether anybody follows this job."""
+        return job_id in self._followers
+
     def stored(self, job_id: str) -> None:
         """The database has a new event of this job."""
         for follower in self._followers.get(job_id, ()):

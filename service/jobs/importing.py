@@ -5,7 +5,6 @@ The header is checked before the copy as well: a file of 40 GB that is none shou
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
@@ -21,6 +20,7 @@ from service.gguf.files import facts, read_header
 from service.gguf.header import Header
 from service.gguf.legacy import is_legacy
 from service.jobs.adopting import adopt
+from service.jobs.files import copy_and_sync
 from service.jobs.intake import Kind, Source, Taken, is_piece, make_gguf, what_is, whole_file
 from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
 from service.jobs.messages import ImportTask, Made
@@ -30,8 +30,6 @@ from service.jobs.smoke import smoke_check
 from service.llama.backend import build
 from service.quantization.plan import plan_levels
 from service.store.naming import check_label
-
-_CHUNK_BYTES = 1024 * 1024
 
 
 def import_file(task: ImportTask, outbox: Outbox) -> None:
@@ -125,7 +123,12 @@ def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple
         limit_memory(before.st_size)
         limit_file_size(before.st_size)
         _check(source, task.name)
-        digest = _copy_bytes(descriptor, target, before.st_size, outbox)
+        size = before.st_size
+
+        def report(copied: int) -> None:
+            outbox.progress(0, copied / size, f"{copied} of {size} bytes")
+
+        digest = copy_and_sync(descriptor, target, size, report)
         after = os.fstat(descriptor)
         if digest is None or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise InvalidParameter(
@@ -134,25 +137,6 @@ def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple
         return digest, before.st_size
     finally:
         os.close(descriptor)
-
-
-def _copy_bytes(descriptor: int, target: Path, size_bytes: int, outbox: Outbox) -> str | None:
-    """The digest of what was copied; None when the file holds fewer bytes than it did."""
-    hasher = hashlib.sha256()
-    copied = 0
-    with target.open("xb", buffering=0) as output:
-        while copied < size_bytes:
-            chunk = os.read(descriptor, min(_CHUNK_BYTES, size_bytes - copied))
-            if not chunk:
-                return None
-            hasher.update(chunk)
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[output.write(rest) :]
-            copied += len(chunk)
-            outbox.progress(0, copied / size_bytes, f"{copied} of {size_bytes} bytes")
-        os.fsync(output.fileno())
-    return f"sha256:{hasher.hexdigest()}"
 
 
 def _check(path: Path, name: str) -> tuple[Header, FileFacts]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from service.domain.errors import DiskFull, InvalidModel
 from service.domain.names import parse_ref
-from service.gguf.checkpoints import PICKLE_REMEDY, PICKLES, Files
+from service.gguf.checkpoint_files import PICKLE_REMEDY, PICKLES, Files
 from service.gguf.convert import prepare
 from service.gguf.files import read_header
 from service.gguf.header import MAGIC

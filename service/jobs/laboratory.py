@@ -30,7 +30,7 @@ from service.jobs.messages import (
 )
 from service.jobs.outbox import Outbox
 from service.jobs.quantizing import finish_file, make_level
-from service.machine import physical_cores
+from service.machine import usable_cores
 from service.quantization.importance import check_belongs, weights
 from service.quantization.importance_files import read_importance
 from service.quantization.plan import plan_recipe
@@ -63,7 +63,7 @@ class _Laboratory:
     def __init__(self, task: LaboratoryTask) -> None:
         self._source = Path(task.source)
         self._steps = task.steps
-        self._threads = task.threads or physical_cores()
+        self._threads = task.threads or usable_cores()
         self._weights: tuple[str, Mapping[str, NDArray[np.float32]]] | None = None  # of the file at that path
 
     def carry_out(self, number: int, step: Step, progress: Progress) -> Outcome:

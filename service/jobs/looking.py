@@ -11,14 +11,16 @@ import time
 import msgspec
 
 from service.children import child_argv
+from service.domain.addresses import parse_address
 from service.domain.errors import by_code
-from service.domain.remote import RemoteAccess, RemoteModel, admit, origin_of, parse_address
+from service.domain.reach import admit, origin_of
+from service.domain.remote import RemoteAccess, RemoteModel
 from service.frames import encode
 from service.jobs.one_answer import answer_of
 from service.remote.messages import Look, Seen
 
 _AT_A_TIME = 2
-_REMEMBERED = 64
+_REMEMBERED_FILES = 20_000  # of all that is remembered: a repository may list as many by itself
 _REMEMBERED_SECONDS = 15.0
 _SECONDS = 60.0
 
@@ -47,18 +49,30 @@ class Looks:
         """
         parsed = parse_address(address)
         admit(origin_of(parsed, self.access), self.access.hosts)
-        known = self._known.get(parsed.display)
-        if known is not None and time.monotonic() - known[0] < _REMEMBERED_SECONDS:
-            return known[1], known[2]
+        known = self._recent(parsed.display)
+        if known is not None:
+            return known
         async with self._turns:
+            known = self._recent(parsed.display)  # someone else may have looked meanwhile
+            if known is not None:
+                return known
             seen = await self._look(parsed.display)
-        if seen.model is None or seen.choice is None:
-            raise by_code(seen.code or "")(seen.message, param=seen.param)
-        while len(self._known) >= _REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._known.pop(parsed.display, None)
-        self._known[parsed.display] = (time.monotonic(), seen.model, seen.choice)
+            if seen.model is None or seen.choice is None:
+                raise by_code(seen.code or "")(seen.message, param=seen.param)
+            self._remember(parsed.display, seen.model, seen.choice)
         return seen.model, seen.choice
+
+    def _recent(self, address: str) -> tuple[RemoteModel, str] | None:
+        """What was seen there a moment ago; what was seen earlier is forgotten."""
+        oldest = time.monotonic() - _REMEMBERED_SECONDS
+        self._known = {address: seen for address, seen in self._known.items() if seen[0] >= oldest}
+        known = self._known.get(address)
+        return None if known is None else (known[1], known[2])
+
+    def _remember(self, address: str, model: RemoteModel, choice: str) -> None:
+        self._known[address] = (time.monotonic(), model, choice)
+        while sum(_files_of(model) for _, model, _ in self._known.values()) > _REMEMBERED_FILES:
+            del self._known[next(iter(self._known))]
 
     async def _look(self, address: str) -> Seen:
         output = await answer_of(
@@ -69,3 +83,7 @@ class Looks:
             died="The process that looks at the address was killed; try again.",
         )
         return await asyncio.to_thread(msgspec.json.decode, output, type=Seen)
+
+
+def _files_of(model: RemoteModel) -> int:
+    return 1 + sum(len(level.files) for level in model.levels)

@@ -5,9 +5,9 @@ Decides and starts nothing; blocks on the database.
 
 from __future__ import annotations
 
+from service.domain.addresses import pinned_address
 from service.domain.catalog import Variant
 from service.domain.jobs import PullSpec, RebuildSpec, StoredFile
-from service.domain.remote import pinned_address
 from service.store.stores import Stores
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})

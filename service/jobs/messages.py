@@ -6,6 +6,8 @@ gone. The child answers with any number of `Progress` and outcomes, and ends wit
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from service.domain.catalog import AdapterFacts, LevelPlan, RemoteOrigin
@@ -44,16 +46,16 @@ class ImportTask(msgspec.Struct, frozen=True, tag="import"):
 
 
 class PullTask(msgspec.Struct, frozen=True, tag="pull"):
-    """Fetch the model at the address `source` by way of `folder`, where what came earlier may lie; then as an import.
+    """Fetch the model at the address `source` by way of a folder in `transfers`; then as an import.
 
-    `folder` outlives the task, so that a later one goes on where it ended; the GGUF file is left at `target`, unless
+    That folder outlives the task, so that a later one goes on where it ended; the GGUF file is left at `target`, unless
     it is in the folder `blobs` already, and not one of those that are `damaged` (digests). Where the address names no
-    level, the recommended one for `memory_bytes` is taken. No file may take more than `room_bytes`.
+    level, the recommended one for `memory_bytes` is taken. What is still to come may take `room_bytes`.
     `niceness` holds while it fetches.
     """
 
     source: str
-    folder: str
+    transfers: str
     target: str
     name: str
     access: RemoteAccess
@@ -68,8 +70,9 @@ class PullTask(msgspec.Struct, frozen=True, tag="pull"):
 class AdapterTask(msgspec.Struct, frozen=True, tag="adapter"):
     """Check a LoRA adapter against the model at `base`, and leave its GGUF file at `target`.
 
-    `source` is a path, or with `access` an address to fetch from by way of `folder`; with `digest` it is a blob, a GGUF
-    file that is used in place. `files` are converted, as are those of a folder, which must lie `within` these folders.
+    `source` is a path, or with `access` an address to fetch from as a `PullTask` does; with `digest` it is a blob, a
+    GGUF file that is used in place. `files` are converted, as are those of a folder, which must lie `within` these
+    folders.
     """
 
     source: str
@@ -80,15 +83,25 @@ class AdapterTask(msgspec.Struct, frozen=True, tag="adapter"):
     niceness: int
     files: tuple[NamedPath, ...] = ()
     access: RemoteAccess | None = None
-    folder: str = ""
+    transfers: str = ""
     room_bytes: int = 1 << 50
     within: tuple[str, ...] = ()
+
+
+class PartKind(StrEnum):
+    """What a file of a bundle is."""
+
+    MODEL = "model"
+    ADAPTER = "adapter"
+    IMPORTANCE = "importance"
 
 
 class BundlePart(msgspec.Struct, frozen=True):
     """A GGUF file in the archive of a `BundleTask`, from byte `offset` on, to be left at `target`.
 
-    With `stored`, the path of a blob, that is only looked at. `name` is the reference that it is to have.
+    With `stored`, the path of a blob, that is only looked at. `name` is the reference that a model is to have. A model
+    stays readable under `keep` until the job ends, "" keeps nothing; an adapter is tried beside the first of `bases`
+    that it fits, paths of models that are there by its turn.
     """
 
     name: str
@@ -97,10 +110,14 @@ class BundlePart(msgspec.Struct, frozen=True):
     offset: int
     target: str
     stored: str = ""
+    kind: PartKind = PartKind.MODEL
+    keep: str = ""
+    bases: tuple[str, ...] = ()
 
 
 class BundleTask(msgspec.Struct, frozen=True, tag="bundle"):
-    """Take files out of the tar file `source`, each checked as an import is: one `Made` for each part, by its number.
+    """Take files out of the tar file `source`, each checked as where it comes in alone: one `Made`, `AdapterMade` or
+    `Calibrated` for each part, by its number.
 
     `archive_bytes` and `modified_ns` (since the epoch) say how the archive looked when the parts were found in it.
     """
@@ -243,6 +260,14 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     detail: str | None = None
 
 
+class Transfer(msgspec.Struct, frozen=True, tag="transfer"):
+    """The name of the folder, among the transfers, that the child fetches into: what is to become of it is the server's
+    to say.
+    """
+
+    folder: str
+
+
 class Made(msgspec.Struct, frozen=True, tag="made"):
     """Step number `step` is done and has left this file; `llama_build` is the library that made or checked it.
 
@@ -314,4 +339,4 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 Outcome = Made | Calibrated | Evaluated | Planned | AdapterMade | Verified
-Message = Progress | Outcome | Failed | Done
+Message = Progress | Transfer | Outcome | Failed | Done

@@ -27,8 +27,8 @@ class Outbox:
             data = data[os.write(self._descriptor, data) :]
 
     def progress(self, step: int, fraction: float, detail: str | None = None) -> None:
-        """Say how far step number `step` is, unless that was said a moment ago."""
+        """Say how far step number `step` is, unless that was said a moment ago; its end is always said."""
         moment = time.monotonic()
-        if step != self._step or moment - self._sent_at >= _PROGRESS_EVERY_SECONDS:
+        if step != self._step or fraction >= 1.0 or moment - self._sent_at >= _PROGRESS_EVERY_SECONDS:
             self._step, self._sent_at = step, moment
             self.send(Progress(step, fraction, detail))

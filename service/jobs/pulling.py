@@ -1,34 +1,36 @@
 """The steps of a pull, in the job's child: look up, fetch, convert, then what every import is asked.
 
-What comes goes into the task's folder, a file for each digest or place, and stays there until the server has taken the
-model in: a later run finds it whole, or goes on where this one ended. A GGUF file is then given to the server as a
-second name for the same bytes. Knows the room that fetches, and no more of the network.
+What comes goes into the transfer's folder (`fetching.py`) and stays there until the server has taken the model in: a
+later run finds it whole, or goes on where this one ended. A GGUF file is then given to the server as a second name for
+the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from service.domain.addresses import HubAddress, parse_address
 from service.domain.catalog import RemoteOrigin
-from service.domain.errors import DiskFull, LabelMismatch
+from service.domain.errors import LabelMismatch
 from service.domain.names import parse_ref
 from service.domain.quants import find_label
-from service.domain.remote import HubAddress, RemoteFile, RemoteLevel, parse_address, shown
+from service.domain.reach import shown
+from service.domain.remote import RemoteFile, RemoteLevel
+from service.jobs.fetching import Landing, fetch_all, transfer_of
 from service.jobs.importing import EXAMINE_STEPS, examine
 from service.jobs.intake import Kind, make_gguf, what_is
-from service.jobs.limits import lift_file_limit, limit_file_size, limit_memory, stay_in_the_background
+from service.jobs.limits import lift_file_limit, limit_memory, stay_in_the_background
 from service.jobs.messages import Made, NamedPath, PullTask
 from service.jobs.outbox import Outbox
 from service.llama.backend import build
 from service.remote.guard import Network
 from service.remote.lookup import Found, look_up
-from service.remote.patience import Limiter
-from service.remote.transfer import Fetched, Pace, fetch
+from service.remote.transfer import Fetched
 
 _LOOK_UP, _FETCH, _CONVERT, _EXAMINE = range(4)
 _MAGIC = b"GGUF"
@@ -48,28 +50,30 @@ def pull(task: PullTask, outbox: Outbox) -> None:
         level = found.level
         _check_name(task.name, level)
         outbox.progress(_LOOK_UP, 1.0, _summary(level))
-        stored = _stored(task, level)
-        files = () if stored is not None else _fetch_all(task, network, level, outbox)
+        with transfer_of(Path(task.transfers), level.files, _FETCH, outbox) as folder:
+            stored = _stored(task, level)
+            files = () if stored is not None else _fetched(task, network, level, folder, outbox)
+            network.close()
+            # What comes now computes: it is to leave the cores to inference.
+            if task.niceness > 0:
+                stay_in_the_background(_LOWEST)
+            outbox.progress(_FETCH, 1.0, "already there" if stored is not None else _summary(level))
+            path, digest, size_bytes, converted_from, lossy = _gguf(task, stored, files, outbox)
+            limit_memory(size_bytes)
+            file = examine(path, digest, size_bytes, task.name, _EXAMINE, outbox)
+            duration = time.monotonic() - started_at
+            outbox.send(
+                Made(
+                    _EXAMINE + EXAMINE_STEPS - 1,
+                    replace(file, duration_seconds=duration),
+                    build().name,
+                    remote=_origin(task.source, found),
+                    converted_from=converted_from,
+                    lossy_source=lossy,
+                )
+            )
     finally:
         network.close()
-    # What comes now computes: it is to leave the cores to inference.
-    if task.niceness > 0:
-        stay_in_the_background(_LOWEST)
-    outbox.progress(_FETCH, 1.0, "already there" if stored is not None else _summary(level))
-    path, digest, size_bytes, converted_from, lossy = _gguf(task, stored, files, outbox)
-    limit_memory(size_bytes)
-    file = examine(path, digest, size_bytes, task.name, _EXAMINE, outbox)
-    duration = time.monotonic() - started_at
-    outbox.send(
-        Made(
-            _EXAMINE + EXAMINE_STEPS - 1,
-            replace(file, duration_seconds=duration),
-            build().name,
-            remote=_origin(task.source, found),
-            converted_from=converted_from,
-            lossy_source=lossy,
-        )
-    )
 
 
 def _gguf(
@@ -84,10 +88,7 @@ def _gguf(
         outbox.progress(_CONVERT, 1.0, "not needed")
         path, fetched = Path(named[0].path), files[0][1]
         target = Path(task.target)
-        with suppress(FileNotFoundError):
-            os.unlink(target)
-        # A second name, so that nothing is lost if the server goes down before the blob is one.
-        os.link(path, target)
+        _give(path, target)
         return target, fetched.digest, fetched.size_bytes, None, False
     lift_file_limit()
     taken = make_gguf(
@@ -100,42 +101,28 @@ def _gguf(
     return Path(task.target), taken.digest, taken.size_bytes, taken.converted_from, taken.lossy_source
 
 
-def _fetch_all(
-    task: PullTask, network: Network, level: RemoteLevel, outbox: Outbox
+def _give(path: Path, target: Path) -> None:
+    """A second name for the file, so that nothing is lost if the server goes down before it is a blob."""
+    with suppress(FileNotFoundError):
+        os.unlink(target)
+    try:
+        os.link(path, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        os.rename(path, target)  # a file system without second names
+
+
+def _fetched(
+    task: PullTask, network: Network, level: RemoteLevel, folder: Path, outbox: Outbox
 ) -> tuple[tuple[NamedPath, Fetched], ...]:
-    """Fetch every file of the level, one after another."""
-    total = level.size_bytes
-    if total > task.room_bytes:
-        raise DiskFull(
-            f"{total} bytes are to come and {task.room_bytes} are free beside the reserve. Delete models that are no "
-            "longer used, or add space."
-        )
-    limit_file_size(max((file.size_bytes or task.room_bytes for file in level.files), default=0))
-    access = task.access
-    limiter = Limiter(access.bytes_per_second)
-    done = 0
-    landed = []
-    for number, file in enumerate(level.files, start=1):
-        pace = Pace(
-            connections=access.connections,
-            stall_seconds=access.stall_seconds,
-            limiter=limiter,
-            limit_bytes=task.room_bytes,
-            begins_with=_MAGIC if _is_gguf(level) else b"",
-        )
-        before = done
-
-        def told(there: int, size: int | None, number: int = number, before: int = before) -> None:
-            everything = total or size
-            which = f", file {number} of {len(level.files)}" if len(level.files) > 1 else ""
-            share = (before + there) / everything if everything else 0.0
-            outbox.progress(_FETCH, min(share, 0.999), f"{before + there} of {everything or '?'} bytes{which}")
-
-        path = Path(task.folder) / _local_name(file)
-        fetched = fetch(network, file, path, pace, told)
-        done += fetched.size_bytes
-        landed.append((NamedPath(_name_of(file, level), str(path)), fetched))
-    return tuple(landed)
+    """Every file of the level, by the name that it has within its checkpoint or its split."""
+    landing = Landing(folder, Path(task.target).parent, task.room_bytes, _FETCH, b"" if level.converts else _MAGIC)
+    landed = fetch_all(level.files, landing, network, task.access, outbox)
+    return tuple(
+        (NamedPath(_name_of(file, level), str(path)), fetched)
+        for file, (path, fetched) in zip(level.files, landed, strict=True)
+    )
 
 
 def _stored(task: PullTask, level: RemoteLevel) -> tuple[Path, str, int] | None:
@@ -171,22 +158,9 @@ def _origin(source: str, found: Found) -> RemoteOrigin:
     return RemoteOrigin(address.display, found.model.revision, tuple(file.name for file in found.level.files))
 
 
-def _local_name(file: RemoteFile) -> str:
-    """A name that only these bytes have: nothing of it is the other server's to choose."""
-    if file.digest is not None:
-        return file.digest.removeprefix("sha256:")
-    if file.git_oid is not None:
-        return file.git_oid
-    return hashlib.sha256(file.url.encode()).hexdigest()[:40]
-
-
 def _name_of(file: RemoteFile, level: RemoteLevel) -> str:
     """The name that a file has within its checkpoint or its split."""
     return file.name if level.converts else file.name.rpartition("/")[2]
-
-
-def _is_gguf(level: RemoteLevel) -> bool:
-    return not level.converts
 
 
 def _summary(level: RemoteLevel) -> str:

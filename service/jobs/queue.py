@@ -250,6 +250,13 @@ class JobQueue:
         with read(self._engine) as connection:
             return connection.scalar(active) is not None
 
+    def awaits(self, source: str) -> bool:
+        """Whether a job that fetches from this address is queued."""
+        fetching = [JobKind.PULL, JobKind.ADAPTER]
+        queued = select(jobs).where(jobs.c.status == JobStatus.QUEUED, jobs.c.kind.in_(fetching))
+        with read(self._engine) as connection:
+            return any(source_of(job_of(row).spec) == source for row in connection.execute(queued).mappings())
+
     def waiting(self) -> int:
         """How many jobs are queued."""
         with read(self._engine) as connection:

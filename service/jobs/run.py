@@ -26,7 +26,7 @@ from service.jobs.assignments.pull import FETCH
 from service.jobs.child import Child, death
 from service.jobs.events import Followers
 from service.jobs.making_way import make_way
-from service.jobs.messages import Done, Failed, Progress
+from service.jobs.messages import Done, Failed, Progress, Transfer
 from service.jobs.progress import Meter
 from service.jobs.queue import JobQueue
 
@@ -49,11 +49,15 @@ class Halted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """`argv` starts a child. One that is silent for `stall_seconds` is killed. It makes way while `is_serving`."""
+    """`argv` starts a child. One that is silent for `stall_seconds` is killed. It makes way while `is_serving`.
+
+    `on_transfer` hears of the folder that it fetches into.
+    """
 
     argv: tuple[str, ...]
     stall_seconds: float
     is_serving: Callable[[], bool]
+    on_transfer: Callable[[str], None] = lambda _folder: None
 
 
 class Run:
@@ -105,15 +109,13 @@ class Run:
         await asyncio.to_thread(assignment.conclude)
 
     def settle(self) -> None:
-        """The job has ended: have removed what it is not to leave. Blocks."""
+        """The job has ended: have removed what it is not to leave. Blocks; raises what hinders that."""
         if self._assignment is None or self.meter is None:
             return
         try:
             self._assignment.settle()
-        except (QuantryError, OSError) as problem:
-            # The job's end must be told all the same.
-            _log.error("what a job was not to leave could not be removed", job=self.job.id, problem=str(problem))
-        _note(self.meter, self._assignment)
+        finally:
+            _note(self.meter, self._assignment)
 
     def _prepare(self) -> Assignment:
         assignment = assign(self.job.spec, self.bench)
@@ -160,6 +162,8 @@ class Run:
                     case Progress():
                         meter.advance(assignment.step_of(message.step), message.fraction, message.detail)
                         await self._report(meter)
+                    case Transfer():
+                        self._options.on_transfer(message.folder)
                     case Failed():
                         failure = by_code(message.code)(message.message, param=message.param)
                     case Done():

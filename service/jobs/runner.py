@@ -1,26 +1,20 @@
-"""Runs queued jobs, each in a child process: progress in, cancel out, results taken in as they come. One loop.
+"""The jobs of one server, as the rest of it sees them: asked for, cancelled, looked at, followed. On its loop.
 
-    claim -> run (jobs/run.py) -> finish
-               └── its child dies, it is cancelled, or the server stops: temps removed, then
-                   failed | cancelled | queued again
-
-Server process. The loop never blocks on disk or database: those calls run in threads. llama.cpp is in the child alone.
+What is asked for is checked and queued (jobs/submission.py); what is queued is run (jobs/dispatch.py). Calls on disk
+and database run in threads; llama.cpp is in the children alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import structlog
 
-from service.children import child_argv
 from service.domain.catalog import LevelPlan, Variant
-from service.domain.errors import BlobCorrupt, InternalError, InvalidModel, QuantryError, ShuttingDown
+from service.domain.errors import BlobCorrupt, ShuttingDown
 from service.domain.jobs import (
     AdapterSpec,
     BudgetSpec,
@@ -29,7 +23,6 @@ from service.domain.jobs import (
     EvaluateSpec,
     ImportSpec,
     Job,
-    JobError,
     JobEvent,
     JobSpec,
     JobStatus,
@@ -39,54 +32,24 @@ from service.domain.jobs import (
     VerifySpec,
 )
 from service.domain.recipes import Recipe, check
-from service.domain.remote import RemoteAccess
 from service.domain.steps_back import LADDER
 from service.jobs.admission import has_importance, is_stock, recipe_of
 from service.jobs.assignments.bench import Bench
-from service.jobs.assignments.imports import discard_refused_upload
-from service.jobs.assignments.pull import discard_refused_pull
-from service.jobs.assignments.verify import VerifyAssignment
+from service.jobs.dispatch import Dispatcher
 from service.jobs.events import Followers
-from service.jobs.lanes import Lane, kinds_in, lane_of
 from service.jobs.mending import remedy_for
+from service.jobs.options import RunnerOptions
 from service.jobs.planning import Planner
 from service.jobs.queue import JobQueue
-from service.jobs.run import Halt, Halted, Run, RunOptions
+from service.jobs.run import Halt
 from service.jobs.submission import canonical, enqueue, in_order
 from service.store import care
 from service.store.stores import Stores
 
-_LOOK_AGAIN_SECONDS = 15.0
-_STOP_SECONDS = 20.0
 _CANCEL_SECONDS = 10.0
-_FINISH_TRIES = 5
-_FINISH_PAUSE_SECONDS = 1.0
 _FROM_NOW = sys.maxsize
 
 _log = structlog.get_logger("jobs")
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerOptions:
-    """`threads` 0: all cores. A child silent for `stall_seconds` is killed: one tensor never takes that long.
-
-    `concurrency` jobs run at a time, and beside them `pulls` pulls and one job that reads blobs again. While
-    `is_serving` says so, jobs make way. `on_damaged` hears, from a thread, of blobs that turn out damaged.
-    Pulls fetch with `access`, and take what fits `memory_bytes` where nobody says which level (0: nothing is known).
-    """
-
-    concurrency: int = 1
-    pulls: int = 1
-    argv: tuple[str, ...] = child_argv("service.jobs.steps")
-    threads: int = 0
-    niceness: int = 19
-    stall_seconds: float = 3600.0
-    plan_seconds: float = 120.0
-    keep_ended: int = 1000  # jobs in the history
-    is_serving: Callable[[], bool] = lambda: False
-    access: RemoteAccess = field(default_factory=RemoteAccess)
-    memory_bytes: int = 0
-    on_damaged: Callable[[str], None] = lambda _digest: None
 
 
 class JobRunner:
@@ -98,9 +61,9 @@ class JobRunner:
         self._options = options
         self._planner = Planner(options.argv, stores, options.plan_seconds)
         self._followers = Followers(queue)
-        self._runs: dict[str, Run] = {}
-        self._woken = asyncio.Event()
-        self._dispatcher: asyncio.Task[None] | None = None
+        self._dispatcher = Dispatcher(
+            queue, stores, options, self._followers, bench_of=self._bench, submit=self._submit
+        )
         self._stopping = False
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -112,18 +75,12 @@ class JobRunner:
         if recovered:
             _log.warning("jobs recovered after the server went down", jobs=recovered)
         await asyncio.to_thread(self._queue.prune, self._options.keep_ended)
-        self._dispatcher = asyncio.create_task(self._dispatch(), name="jobs")
+        self._dispatcher.start()
 
     async def stop(self) -> None:
         """End the running children; their jobs go back to the queue. Followers get what is stored, then their end."""
         self._stopping = True
-        self._woken.set()
-        if self._dispatcher is not None:
-            await asyncio.wait({self._dispatcher}, timeout=_STOP_SECONDS)
-        tasks = {run.task for run in self._runs.values() if run.task is not None}
-        await asyncio.gather(*(run.end(Halt.STOP) for run in list(self._runs.values())))
-        if tasks:
-            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+        await self._dispatcher.stop()
         self._followers.close()
 
     # --- asking for work -----------------------------------------------------------------------------------------
@@ -241,7 +198,7 @@ class JobRunner:
         self._followers.stored(job_id)
         if job.status is not JobStatus.RUNNING:
             return job
-        run = self._runs.get(job_id)
+        run = self._dispatcher.run_of(job_id)
         if run is not None:  # else it was claimed this moment, and sees the wish before it begins
             await run.end(Halt.CANCEL)
         return await self.wait(job_id, _CANCEL_SECONDS)
@@ -255,7 +212,7 @@ class JobRunner:
             spec = await asyncio.to_thread(in_order, spec, self._bench())
         job = await asyncio.to_thread(enqueue, spec, self._queue, self._bench())
         self._followers.stored(job.id)
-        self._woken.set()
+        self._dispatcher.wake()
         return job
 
     async def _plan_levels(self, spec: QuantizeSpec) -> None:
@@ -316,112 +273,6 @@ class JobRunner:
         """
         return self._followers.follow(job_id, after_id)
 
-    # --- running -------------------------------------------------------------------------------------------------
-
-    async def _dispatch(self) -> None:
-        while not self._stopping:
-            self._woken.clear()
-            try:
-                for lane in Lane:
-                    await self._fill(lane)
-            except Exception:
-                # A full disk or a locked database passes; the queue must outlive it.
-                _log.exception("no job could be claimed; trying again")
-            try:
-                await asyncio.wait_for(self._woken.wait(), _LOOK_AGAIN_SECONDS)
-            except TimeoutError:
-                continue
-
-    async def _fill(self, lane: Lane) -> None:
-        """Begin jobs of a lane until it is full or none waits."""
-        places = {Lane.WORK: self._options.concurrency, Lane.PULL: self._options.pulls, Lane.CARE: 1}[lane]
-        while not self._stopping and sum(lane_of(run.job.kind) is lane for run in self._runs.values()) < places:
-            job = await asyncio.to_thread(self._queue.claim, kinds_in(lane))
-            if job is None:
-                break
-            run = self._runs[job.id] = self._run_of(job)
-            run.task = asyncio.create_task(self._run(run), name=job.id)
-
-    def _run_of(self, job: Job) -> Run:
-        options = RunOptions(self._options.argv, self._options.stall_seconds, self._options.is_serving)
-        return Run(job, self._bench(job), self._queue, self._followers, options)
-
-    async def _run(self, run: Run) -> None:
-        job_id = run.job.id
-        self._followers.stored(job_id)
-        status = JobStatus.SUCCEEDED
-        error: JobError | None = None
-        try:
-            if await asyncio.to_thread(self._queue.cancel_requested, job_id):
-                run.halt = Halt.CANCEL
-            await run.execute()
-            if isinstance(run.assignment, VerifyAssignment) and run.assignment.repairs:
-                await self._mend(run.assignment)
-        except Halted:
-            status = JobStatus.CANCELLED if run.halt is Halt.CANCEL else JobStatus.QUEUED
-        except QuantryError as problem:
-            status, error = JobStatus.FAILED, JobError(problem.code, problem.message)
-            if isinstance(problem, InvalidModel) and isinstance(run.job.spec, ImportSpec):
-                await asyncio.to_thread(discard_refused_upload, run.job.spec, self._stores)
-            if isinstance(problem, InvalidModel) and isinstance(run.job.spec, PullSpec):
-                await asyncio.to_thread(discard_refused_pull, run.job.spec, self._stores)
-        except Exception:
-            _log.exception("a job failed on our own mistake", job=job_id)
-            message = "The server made a mistake on this job; its log has the details. Report it, please."
-            status, error = JobStatus.FAILED, JobError(InternalError.code, message)
-        try:
-            others = [other.bench.derived for other in self._runs.values() if other is not run]
-            await asyncio.to_thread(self._clean_up, run, status, frozenset[Path]().union(*others))
-            await self._finish(run, status, error)
-        finally:
-            del self._runs[job_id]
-            self._followers.stored(job_id)
-            self._woken.set()
-
-    async def _mend(self, verified: VerifyAssignment) -> None:
-        """Have what was found damaged made or fetched again, each by a job of its own."""
-        for digest in verified.damaged:
-            remedy = await asyncio.to_thread(remedy_for, digest, self._stores)
-            if isinstance(remedy, str):
-                verified.note_remedy(digest, f"is damaged: {remedy}")
-                continue
-            try:
-                job = await self._submit(remedy)
-            except QuantryError as problem:
-                verified.note_remedy(digest, f"is damaged and cannot be mended now: {problem.message}")
-            else:
-                verified.note_remedy(digest, f"is damaged; {job.id} mends it", job.id)
-
-    async def _finish(self, run: Run, status: JobStatus, error: JobError | None) -> None:
-        for _ in range(_FINISH_TRIES):
-            try:
-                await asyncio.to_thread(self._write_end, run, status, error)
-                return
-            except Exception:
-                # With the database out of reach the job stays running there; the next start recovers it.
-                _log.exception("the end of a job could not be stored; trying again", job=run.job.id, status=status)
-                await asyncio.sleep(_FINISH_PAUSE_SECONDS)
-
-    def _write_end(self, run: Run, status: JobStatus, error: JobError | None) -> None:
-        if status is JobStatus.QUEUED:
-            self._queue.release(run.job.id, run.steps())
-            return
-        meter = run.meter
-        if meter is not None:
-            meter.end(status)
-        self._queue.finish(run.job.id, status, steps=run.steps(), result=run.result(), error=error)
-        self._queue.prune(self._options.keep_ended)
-
-    def _clean_up(self, run: Run, status: JobStatus, others: frozenset[Path]) -> None:
-        """Remove the files that only this run needed; what a cancelled job has begun, too. `others` are in use."""
-        if status is not JobStatus.QUEUED:
-            run.settle()
-        try:
-            for temp in self._stores.blobs.incoming.glob(f"{run.job.id}-*"):
-                temp.unlink(missing_ok=True)
-            if status is JobStatus.CANCELLED:
-                self._stores.derived.discard(run.begun - others)
-            self._stores.derived.prune(others)
-        except OSError:
-            # The next start removes it; the job's end must be told all the same.
-            _log.exception("a file could not be removed", job=run.job.id)
+    def is_followed(self, job_id: str) -> bool:
+        """Whether anybody waits for the job, or listens to its events, now."""
+        return self._followers.has(job_id)

@@ -23,7 +23,7 @@ from service.gguf.files import dimensions, read_header
 from service.gguf.header import Header
 from service.jobs.messages import SearchStep
 from service.llama.quantizer import quantize_model
-from service.machine import physical_cores
+from service.machine import usable_cores
 from service.quantization.choices import Choices, find_choices, mix_recipe
 from service.quantization.importance import check_belongs, weights
 from service.quantization.importance_files import read_importance
@@ -50,12 +50,12 @@ _ATTEMPTS = 3  # at a bound on the divergence
 def search(step: SearchStep, source: Path, *, threads: int, progress: Report) -> tuple[Header, Recipe, SearchReport]:
     """Find the mix for `step.target`, make it at `step.made`; its header, its recipe and the report.
 
-    `threads` 0 means all physical cores. `step.max_seconds` bounds the search, not the making of files. Raises
+    `threads` 0 means all usable cores. `step.max_seconds` bounds the search, not the making of files. Raises
     InvalidParameter for a target that cannot be kept or that the source keeps already, LossySource, what
     `find_choices`, `Search` and `quantize` raise, and whatever `progress` raises. On failure nothing is left.
     """
     with ExitStack() as stack:
-        return _Run(step, source, threads or physical_cores(), progress, stack).result()
+        return _Run(step, source, threads or usable_cores(), progress, stack).result()
 
 
 class _Run:

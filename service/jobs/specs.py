@@ -42,8 +42,8 @@ def spec_key(spec: JobSpec) -> str:
 
 
 def source_of(spec: JobSpec) -> str | None:
-    """The address that a pull fetches from."""
-    return spec.source if isinstance(spec, PullSpec) else None
+    """The address that a pull, or an adapter, is fetched from."""
+    return spec.source if isinstance(spec, PullSpec | AdapterSpec) else None
 
 
 def digests_of(spec: JobSpec) -> frozenset[str]:

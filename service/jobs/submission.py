@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from service.domain import recipes
+from service.domain.addresses import parse_address
 from service.domain.errors import BlobNotFound, InvalidParameter, QuantizationNotApplicable
 from service.domain.jobs import (
     AdapterSpec,
@@ -29,13 +30,12 @@ from service.domain.jobs import (
     VerifySpec,
 )
 from service.domain.names import check_not_reserved, parse_digest, parse_ref
-from service.domain.remote import parse_address
 from service.domain.steps_back import LADDER, applicable, downwards
 from service.jobs.admission import canonical_levels, has_importance
 from service.jobs.assignments import assign
 from service.jobs.assignments.adapter import check_sources
 from service.jobs.assignments.bench import Bench
-from service.jobs.assignments.bundle import check_name as bundle_name
+from service.jobs.assignments.bundle_entries import check_name as bundle_name
 from service.jobs.assignments.imports import MAX_FILES
 from service.jobs.assignments.quantize import plans_of
 from service.jobs.queue import JobQueue

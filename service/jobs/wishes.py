@@ -7,13 +7,14 @@ a wish changes and twice a minute: levels are deleted, sources imported and jobs
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import structlog
 
 from service.domain.catalog import Variant
 from service.domain.datasets import CALIBRATION, DatasetRef
-from service.domain.desired import AUTO, Desired, DesiredLevel, progress_of, to_make
+from service.domain.desired import AUTO, Desired, DesiredLevel, hindered, progress_of, to_make
 from service.domain.errors import QuantryError
 from service.domain.jobs import CalibrateOptions, QuantizeSpec
 from service.domain.names import ModelKey
@@ -39,6 +40,7 @@ class Wishes:
         self._queue = queue
         self._runner = runner
         self._keeper: asyncio.Task[None] | None = None
+        self._hindrances: dict[ModelKey, str] = {}  # why nothing could be queued, at the last look
 
     async def start(self) -> None:
         """Begin to look. The runner has been started."""
@@ -60,9 +62,16 @@ class Wishes:
 
     async def make(self, model: ModelKey) -> None:
         """Queue what is missing of a model. Raises what `submit_quantize` raises."""
-        spec = await asyncio.to_thread(self._missing, model)
-        if spec is not None:
-            await self._runner.submit_quantize(spec)
+        try:
+            spec = await asyncio.to_thread(self._missing, model)
+            if spec is not None:
+                await self._runner.submit_quantize(spec)
+        except QuantryError as problem:
+            if self._hindrances.get(model) != problem.message:  # twice a minute would tell nobody more
+                _log.warning("a wish has to wait", model=model.display, problem=problem.message)
+            self._hindrances[model] = problem.message
+            raise
+        self._hindrances.pop(model, None)
 
     def progress(self, model: ModelKey) -> tuple[Desired, str, tuple[DesiredLevel, ...]] | None:
         """The wish for a model, since when, and how far it has come; None when nothing is wished for. Blocks."""
@@ -71,17 +80,18 @@ class Wishes:
             return None
         wish, wished_at = found
         source = self._stores.catalog.resolve_source(model.display)
-        return wish, wished_at, self._levels(wish, wished_at, source)
+        levels = self._levels(wish, wished_at, source)
+        return wish, wished_at, hindered(levels, self._hindrances.get(model))
 
     async def _keep(self) -> None:
         while True:
             try:
-                for model in await asyncio.to_thread(self._desired.models):
-                    try:
+                models = await asyncio.to_thread(self._desired.models)
+                self._hindrances = {model: why for model, why in self._hindrances.items() if model in models}
+                for model in models:
+                    # A full disk or queue passes, and a model may just have been deleted.
+                    with suppress(QuantryError):
                         await self.make(model)
-                    except QuantryError as problem:
-                        # A full disk or queue passes, and a model may just have been deleted.
-                        _log.warning("a wish has to wait", model=model.display, problem=problem.message)
             except Exception:
                 _log.exception("wishes could not be looked at; trying again")
             await asyncio.sleep(_LOOK_SECONDS)

@@ -54,13 +54,16 @@ _in_use: weakref.WeakKeyDictionary[Context, AdapterSet] = weakref.WeakKeyDiction
 
 
 def use_adapters(context: Context, adapters: Sequence[tuple[Adapter, float]]) -> None:
-    """Compute with these adapters and scales, and no others, from the next decode on; the order does not matter.
+    """Compute with these adapters and scales, and no others, from the next decode on.
+
+    llama.cpp adds them up in an order that follows the one they are given in: the same one gives the same rounding,
+    whatever the addresses of the objects. The order makes no other difference.
 
     What the cells of a sequence hold was computed with the adapters of its time, and fits no others. The same set
     again, and a scale of 0 instead of leaving an adapter out, are free.
     """
-    wanted: AdapterSet = tuple(sorted(((a, s) for a, s in adapters if s != 0.0), key=lambda pair: id(pair[0])))
-    if _in_use.get(context, ()) == wanted:
+    wanted: AdapterSet = tuple((adapter, scale) for adapter, scale in adapters if scale != 0.0)
+    if set(_in_use.get(context, ())) == set(wanted):
         return
     assert all(adapter.handle for adapter, _ in wanted), "a closed adapter"
     assert len({id(adapter) for adapter, _ in wanted}) == len(wanted), "an adapter named twice"

@@ -45,9 +45,8 @@ class Context:
         `self.sequences` ids exist: more than asked for, so that others can stay in the cache. `batch_tokens` bounds one
         decode call, `self.max_outputs` the logits in it. Raises LoadFailed when the memory cannot be had.
         """
-        # An id costs a row of logits (memory.py counts them); a recurrent memory reserves a state for each as well.
-        ids = sequence_ids(sequences)
-        self.sequences = min(ids, 2 * sequences + 2) if model.has_recurrent_state else ids
+        # An id costs a row of logits (memory.py counts them).
+        self.sequences = sequence_ids(sequences, recurrent=model.has_recurrent_state)
         self.max_outputs = min(batch_tokens, sequences + _DRAFT_OUTPUTS)
         params = native.llama_context_default_params()
         params.n_ctx = cells

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain.errors import InvalidModel
-from service.gguf.header import MAGIC, MAX_HEADER_BYTES, MAX_TENSOR_NAME_BYTES, Header, padded, parse_header
+from service.gguf.header import MAGIC, MAX_HEADER_BYTES, MAX_TENSOR_NAME_BYTES, Header, padded
+from service.gguf.parsing import parse_header
 from service.quantization.importance import MAX_CHUNKS, Entry, Importance
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"

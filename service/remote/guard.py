@@ -5,18 +5,19 @@
 
 In children. A name is resolved once for each connection, and what was checked is what is connected to: a name that
 means another address a moment later changes nothing. No proxies and no cookies; answers that are compressed are
-refused; the token goes to the hub's own origin alone. Messages name hosts and nothing else of an address.
+refused, and so are headers and documents without end; the token goes to the hub's own origin alone. Messages name hosts
+and nothing else of an address.
 """
 
 from __future__ import annotations
 
 import re
-import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC
 from email.utils import parsedate_to_datetime
-from time import time
+from time import monotonic, time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -24,17 +25,19 @@ import httpcore
 import msgspec
 
 from service.domain.errors import Forbidden, RemoteFailed
-from service.domain.remote import Place, RemoteAccess, admit, is_public, shown
+from service.domain.reach import Place, admit, shown
+from service.domain.remote import RemoteAccess
+from service.remote.sockets import Guarded, Resolve, Timed, Until
 
 MAX_REDIRECTS = 5
 MAX_JSON_BYTES = 32 * 1024 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONNECT_SECONDS = 15.0
+# For an answer's headers, connecting included, and for a document: a byte now and then is not to hold us for ever.
+_HEADERS_SECONDS = 120.0
+_DOCUMENT_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 3600.0
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
-
-Resolve = Callable[[str, int], Sequence[str]]
-"""`(host, port)` -> IP addresses."""
 
 
 class Dropped(Exception):
@@ -67,12 +70,15 @@ class Answer:
             yield from self._response.iter_stream()
 
     def content(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises RemoteFailed when it is larger than `limit_bytes`."""
+        """The whole body. Raises RemoteFailed when it is larger than `limit_bytes`, Dropped when it takes a minute."""
         body = bytearray()
+        until = monotonic() + _DOCUMENT_SECONDS
         for chunk in self.chunks():
             body += chunk
             if len(body) > limit_bytes:
                 raise RemoteFailed(f"{shown(self.place.host)} answers with more than {limit_bytes} bytes.")
+            if monotonic() > until:
+                raise Dropped("it answers too slowly")
         return bytes(body)
 
     @property
@@ -87,10 +93,12 @@ class Answer:
         text = self.headers.get("retry-after", "")
         if text.isdecimal() and len(text) < 10:
             return min(float(text), _LONGEST_WAIT_SECONDS)
-        try:
-            return min(max(0.0, parsedate_to_datetime(text).timestamp() - time()), _LONGEST_WAIT_SECONDS)
-        except (ValueError, OverflowError):
+        until = _seconds_of(text)
+        if until is None:
             return None
+        # By the server's own clock, where it tells the time: ours may be hours off.
+        now = _seconds_of(self.headers.get("date", ""))
+        return min(max(0.0, until - (time() if now is None else now)), _LONGEST_WAIT_SECONDS)
 
     @property
     def validator(self) -> str | None:
@@ -115,14 +123,22 @@ class Network:
             "max_keepalive_connections": access.connections,
             "keepalive_expiry": 30.0,
         }
-        self._open = httpcore.ConnectionPool(network_backend=_Guarded(resolve or _resolved), **options)
-        self._trusted = httpcore.ConnectionPool(**options)
+        self._headers_until = Until()
+        guarded = Guarded(resolve)
+        self._open = httpcore.ConnectionPool(network_backend=Timed(guarded, self._headers_until), **options)
+        system = httpcore.SyncBackend()
+        self._trusted = httpcore.ConnectionPool(network_backend=Timed(system, self._headers_until), **options)
         self._hub = admit(access.hub, (access.hub,)).origin
+        self._permits: dict[str, str] = {}
 
     def close(self) -> None:
         """End every connection."""
         self._open.close()
         self._trusted.close()
+
+    def permit(self, base: str, authorization: str) -> None:
+        """From now on send this with every URL below `base`, and with no other that it sends on to."""
+        self._permits[f"{base}/"] = authorization
 
     @contextmanager
     def get(
@@ -131,20 +147,24 @@ class Network:
         headers: Mapping[str, str] | None = None,
         *,
         may_leave: bool = True,
-        authorization: str | None = None,
     ) -> Iterator[Answer]:
         """GET `url`, following where it sends on. `may_leave` False: not to another origin.
 
-        `authorization` goes to the first origin alone, in place of the hub's token. Raises Forbidden, RemoteFailed,
-        Dropped.
+        The hub's token goes to the hub's own origin alone, what was permitted to what it was permitted for. Raises
+        Forbidden, RemoteFailed, Dropped.
         """
         first: Place | None = None
+        before: Place | None = None
         for _ in range(MAX_REDIRECTS + 1):
             place = admit(url, self.access.hosts)
             first = first or place
             if not may_leave and place.origin != first.origin:
                 raise RemoteFailed(f"{shown(first.host)} sends on to another server, where it should not.")
-            secret = self._secret_for(place, authorization if place.origin == first.origin else None)
+            if before is not None and place.trusted and not before.trusted:
+                # What is the operator's own is asked by us, and by nobody on the internet through us.
+                raise Forbidden(f"{shown(before.host)} sends on to a server that only its operator is to name.")
+            before = place
+            secret = self._secret_for(url, place)
             response = self._send(url, place, {**(headers or {}), **secret})
             try:
                 answer = Answer(response, place)
@@ -166,9 +186,10 @@ class Network:
             body = answer.content(limit_bytes)
         return decoded(body, kind, answer.place)
 
-    def _secret_for(self, place: Place, authorization: str | None) -> dict[str, str]:
-        if authorization is not None:
-            return {"Authorization": authorization}
+    def _secret_for(self, url: str, place: Place) -> dict[str, str]:
+        for base, authorization in self._permits.items():
+            if url.startswith(base):
+                return {"Authorization": authorization}
         token = self.access.hub_token
         return {"Authorization": f"Bearer {token.value}"} if token is not None and place.origin == self._hub else {}
 
@@ -184,7 +205,7 @@ class Network:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         request = httpcore.Request(
             "GET",
-            httpcore.URL(scheme=place.scheme, host=place.host, port=parts.port, target=target),
+            httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=target),
             headers=[
                 ("Host", place.origin.partition("://")[2]),
                 ("User-Agent", "quantry"),
@@ -194,7 +215,7 @@ class Network:
             ],
             extensions={"timeout": timeout},
         )
-        with _as_dropped():
+        with _as_dropped(), self._headers_until.within(_HEADERS_SECONDS):
             return pool.handle_request(request)
 
 
@@ -214,41 +235,13 @@ def decoded(body: bytes, kind: Any, place: Place) -> Any:
         raise RemoteFailed(f"{shown(place.host)} answers with something else than was asked for.") from None
 
 
-class _Guarded(httpcore.NetworkBackend):
-    """Connects to public addresses alone."""
-
-    def __init__(self, resolve: Resolve) -> None:
-        self._resolve = resolve
-        self._system = httpcore.SyncBackend()
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.NetworkStream:
-        addresses = self._resolve(host, port)
-        if not addresses:
-            raise httpcore.ConnectError("no address")
-        if not all(is_public(address) for address in addresses):
-            raise Forbidden(f"{shown(host)} leads to a private address, where models are not fetched from.")
-        problem: Exception = httpcore.ConnectError("no address")
-        for address in addresses[:4]:
-            try:
-                return self._system.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                problem = error
-        raise problem
-
-
-def _resolved(host: str, port: int) -> list[str]:
+def _seconds_of(date: str) -> float | None:
+    """A date of HTTP in seconds since the epoch; None for what is none."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise httpcore.ConnectError("the name is not known") from error
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        moment = parsedate_to_datetime(date)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _next(url: str, answer: Answer) -> str:

@@ -6,8 +6,10 @@ import re
 
 import msgspec
 
+from service.domain.addresses import HubAddress, is_commit, quoted
 from service.domain.errors import ModelNotFound, RemoteFailed, RemoteRefused
-from service.domain.remote import HubAddress, RemoteFile, RemoteModel, is_commit, quoted, shown
+from service.domain.reach import shown
+from service.domain.remote import RemoteFile, RemoteModel
 from service.remote.guard import Dropped, Network, NotOk
 from service.remote.levels import levels_of
 from service.remote.patience import BUSY, Patience, insist
@@ -57,7 +59,8 @@ def look_up(address: HubAddress, network: Network, patience: Patience) -> tuple[
         return found
 
     found = insist(ask, patience, "the hub")
-    if not is_commit(found.sha) or len(found.siblings) > MAX_FILES:
+    is_another = is_commit(revision) and found.sha != revision
+    if not is_commit(found.sha) or is_another or len(found.siblings) > MAX_FILES:
         raise RemoteFailed("The hub answers with something else than was asked for.")
     files = tuple(
         _file(entry, f"{hub}/{quoted(address.repo)}/resolve/{found.sha}/{quoted(entry.rfilename)}")

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from service.domain.errors import ModelNotFound
 from service.domain.quants import ALIASES, PREFERENCE, QUANTIZATIONS, find_label, preference
-from service.domain.remote import CHECKPOINT, RemoteFile, RemoteLevel, fits, shown
+from service.domain.reach import shown
+from service.domain.remote import CHECKPOINT, RemoteFile, RemoteLevel, fits
 
 _PIECE = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
 _KNOWN = sorted({*QUANTIZATIONS, *ALIASES, "FP16", "FP32"}, key=lambda label: (-len(label), label))
@@ -32,6 +33,7 @@ _BESIDE = frozenset(
         "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
         "chat_template.jinja", "chat_template.json", "model.safetensors.index.json", "quantize_config.json",
         "quant_config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+        "sentencepiece.bpe.model", "tekken.json", "README.md",
     }
 )  # fmt: skip
 _WEIGHTS = re.compile(
@@ -87,9 +89,11 @@ def chosen(
     for level in levels:
         if folded == level.choice.lower() or (folded == CHECKPOINT and level.converts):
             return level
-    for level in levels:
-        if any(file.name.rpartition("/")[2].lower() == folded for file in level.files):
-            return level
+    for in_whole in (True, False):
+        for level in levels:
+            names = [file.name if in_whole else file.name.rpartition("/")[2] for file in level.files]
+            if any(name.lower() == folded for name in names):
+                return level
     for level in levels:
         if level.level.lower() in (folded, f"ud-{folded}"):
             return level
@@ -127,8 +131,10 @@ def _gguf_levels(files: Sequence[RemoteFile]) -> list[RemoteLevel]:
         level = level_in(f"{folder}/{stem}") or "UNKNOWN"
         choice = level
         if level == "UNKNOWN" or level in taken:
-            choice = pieces[1].name.rpartition("/")[2]
-        taken.add(level)
+            name = pieces[1].name
+            base = name.rpartition("/")[2]
+            choice = name if base in taken else base
+        taken |= {level, choice}
         found.append(RemoteLevel(level, choice, tuple(pieces[number] for number in sorted(pieces))))
     return found
 

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.domain.addresses import Address, FileAddress, HubAddress, RegistryAddress, parse_address
 from service.domain.errors import ModelNotFound, RemoteFailed, RemoteRefused
-from service.domain.remote import (
-    Address,
-    FileAddress,
-    HubAddress,
-    RegistryAddress,
-    RemoteFile,
-    RemoteLevel,
-    RemoteModel,
-    admit,
-    parse_address,
-    shown,
-)
+from service.domain.reach import admit, shown
+from service.domain.remote import RemoteFile, RemoteLevel, RemoteModel
 from service.remote import hub, registry
 from service.remote.guard import Dropped, Network
 from service.remote.levels import chosen, level_in

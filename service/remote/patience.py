@@ -1,19 +1,24 @@
-"""How long a server that is busy or gone is waited for, and how fast bytes may come. In children."""
+"""How long a server that is busy or gone is waited for, and how fast and over what bytes may come. In children."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
+import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from service.domain.errors import RemoteFailed
-from service.domain.remote import shown
+from service.domain.reach import shown
 from service.remote.guard import Dropped
 
 T = TypeVar("T")
+_DUE = struct.Struct("<d")  # seconds of the machine's monotonic clock
 
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same may be asked again."""
@@ -52,16 +57,20 @@ def gave_up(host: str, problem: Dropped) -> RemoteFailed:
 
 
 class Limiter:
-    """Lets bytes pass at most at a pace that all threads share."""
+    """Lets bytes pass at most at a pace that all threads share, and all processes that name the same file."""
 
     def __init__(
         self,
         bytes_per_second: int,
+        shared: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """0: at any pace."""
+        """0: at any pace. `shared` is made when it is missing, and must not outlive the machine's running time: its
+        clock begins anew with that.
+        """
         self._pace = bytes_per_second
+        self._shared = shared if bytes_per_second > 0 else None
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -73,7 +82,35 @@ class Limiter:
             return 0.0
         with self._lock:
             now = self._clock()
-            self._due = max(self._due, now) + count / self._pace
+            self._due = self._book(now, count / self._pace)
             wait = self._due - now
         self._sleep(wait)
         return wait
+
+    def _book(self, now: float, seconds: float) -> float:
+        """When the next bytes are due."""
+        if self._shared is None:
+            return max(self._due, now) + seconds
+        descriptor = os.open(self._shared, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            written = os.pread(descriptor, _DUE.size, 0)
+            before = _DUE.unpack(written)[0] if len(written) == _DUE.size else 0.0
+            due = max(float(before), now) + seconds
+            os.pwrite(descriptor, _DUE.pack(due), 0)
+            return due
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a file is fetched. `limit_bytes`: no file is larger. `begins_with`: else it is refused at once."""
+
+    connections: int = 4
+    stall_seconds: float = 30.0
+    limiter: Limiter = field(default_factory=lambda: Limiter(0))
+    patience: Patience = field(default_factory=Patience)
+    limit_bytes: int = 1 << 50
+    begins_with: bytes = b""
+    piece_bytes: int | None = None  # of one request; None: as suits the file

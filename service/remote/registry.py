@@ -12,9 +12,11 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from service.domain.addresses import RegistryAddress
 from service.domain.errors import ModelNotFound, NotSupported, RemoteFailed, RemoteRefused
 from service.domain.names import parse_digest, split_tag
-from service.domain.remote import RegistryAddress, RemoteFile, RemoteLevel, RemoteModel, admit, origin_of, shown
+from service.domain.reach import admit, origin_of, shown
+from service.domain.remote import RemoteFile, RemoteLevel, RemoteModel
 from service.remote.guard import Answer, Dropped, Network, decoded
 from service.remote.patience import BUSY, Patience, insist
 
@@ -87,8 +89,8 @@ def _manifest(base: str, reference: str, address: RegistryAddress, network: Netw
         challenge = answer.headers.get("www-authenticate", "") if answer.status == 401 else ""
         if not challenge:
             raise _meant(answer, address)
-    token = _token(challenge, base, network)
-    with network.get(url, {"Accept": _ACCEPT}, may_leave=False, authorization=f"Bearer {token}") as answer:
+    network.permit(base, f"Bearer {_token(challenge, base, network)}")  # for the blobs as well
+    with network.get(url, {"Accept": _ACCEPT}, may_leave=False) as answer:
         if answer.status != 200:
             raise _meant(answer, address)
         return answer.content(_MAX_MANIFEST_BYTES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy import Connection, Engine, Select, delete, insert, select
 
 from service.domain.adapters import check_name
 from service.domain.catalog import Adapter, AdapterFacts
@@ -74,7 +74,7 @@ class Adapters:
 
     def all(self, model: ModelKey | None = None) -> list[Adapter]:
         """Every adapter by model, or those of one model; oldest first."""
-        query = _WHOLE if model is None else _WHOLE.where(models.c.folded == model.folded)
+        query = _WHOLE if model is None else _of(model)
         with read(self._engine) as connection:
             return [_adapter(row) for row in connection.execute(query)]
 
@@ -90,24 +90,34 @@ class Adapters:
         for name in names:
             adapter = by_name.get(name.lower())
             if adapter is None:
-                listed = ", ".join(adapter.name for adapter in there[:20])
-                remedy = f"it has {listed}" if there else "it has none; add one first (POST /v1/adapters)"
-                raise AdapterNotFound(f"{model.display} has no adapter {name[:80]!r}; {remedy}.", param="adapters")
+                raise _not_found(model, name, there)
             found[name] = adapter
         return found
 
     def delete(self, model: ModelKey, name: str) -> Adapter:
         """Remove the adapter; its blob goes with the next sweep. Raises AdapterNotFound."""
-        found = self.get(model, name)
         with write(self._engine) as connection:
+            found = _find(connection, model, name)
+            if found is None:
+                raise _not_found(model, name, [_adapter(row) for row in connection.execute(_of(model))])
             mine = select(models.c.id).where(models.c.folded == model.folded).scalar_subquery()
             same = (adapters.c.model_id == mine, adapters.c.name_folded == name.lower())
             connection.execute(delete(adapters).where(*same))
         return found
 
 
+def _of(model: ModelKey) -> Select[Any]:
+    return _WHOLE.where(models.c.folded == model.folded)
+
+
+def _not_found(model: ModelKey, name: str, there: Sequence[Adapter]) -> AdapterNotFound:
+    listed = ", ".join(adapter.name for adapter in there[:20])
+    remedy = f"it has {listed}" if there else "it has none; add one first (POST /v1/adapters)"
+    return AdapterNotFound(f"{model.display} has no adapter {name[:80]!r}; {remedy}.", param="adapters")
+
+
 def _find(connection: Connection, model: ModelKey, name: str) -> Adapter | None:
-    query = _WHOLE.where(models.c.folded == model.folded, adapters.c.name_folded == name.lower())
+    query = _of(model).where(adapters.c.name_folded == name.lower())
     row = connection.execute(query).one_or_none()
     return None if row is None else _adapter(row)
 

@@ -60,12 +60,15 @@ class BlobTable:
         with write(self._engine) as connection:
             changes.add_blob(connection, parse_digest(digest), size_bytes)
 
-    def forget_blob(self, digest: str) -> bool:
+    def forget_blob(self, digest: str, *, spare_jobs: bool = False) -> bool:
         """Remove a blob's row, before its file goes. False when there is none.
 
-        Raises Conflict while a variant, an adapter, a dataset or an importance matrix is made of it.
+        Raises Conflict while a variant, an adapter, a dataset or an importance matrix is made of it; with `spare_jobs`
+        while a waiting or running job names it as well.
         """
         with write(self._engine) as connection:
+            if spare_jobs and digest in changes.needed_by_jobs(connection):
+                raise Conflict("A job needs this blob; wait for its end, or cancel it.", param="digest")
             if (
                 connection.execute(select(blobs.c.digest).where(blobs.c.digest == digest, changes.IN_USE)).first()
                 is not None
@@ -78,13 +81,17 @@ class BlobTable:
             return connection.execute(delete(blobs).where(blobs.c.digest == digest)).rowcount > 0
 
     def forget_unused(self, keep: frozenset[str], grace_seconds: float) -> list[str]:
-        """Remove the rows of blobs that nothing is made of, `grace_seconds` after they came, except `keep`: digests."""
+        """Remove the rows of blobs that nothing is made of, `grace_seconds` after they came; their digests.
+
+        Those in `keep` stay, and those that a job names which waits or runs by then.
+        """
         before = seconds_ago(grace_seconds)
         with write(self._engine) as connection:
+            keep |= changes.needed_by_jobs(connection)
             unused = connection.execute(select(blobs.c.digest).where(~changes.IN_USE, blobs.c.created_at <= before))
             gone = [digest for digest in unused.scalars() if digest not in keep]
-            if gone:
-                connection.execute(delete(blobs).where(blobs.c.digest.in_(gone)))
+            for start in range(0, len(gone), _FEW):
+                connection.execute(delete(blobs).where(blobs.c.digest.in_(gone[start : start + _FEW])))
         return gone
 
     def blobs(self) -> list[StoredBlob]:
@@ -97,6 +104,16 @@ class BlobTable:
         with read(self._engine) as connection:
             row = connection.execute(_BLOB.where(blobs.c.digest == digest)).one_or_none()
         return None if row is None else _stored(row)
+
+    def blobs_among(self, digests: Collection[str]) -> list[StoredBlob]:
+        """Those of these digests that have a row, oldest first."""
+        listed = list(digests)
+        with read(self._engine) as connection:
+            return [
+                _stored(row)
+                for start in range(0, len(listed), _FEW)
+                for row in connection.execute(_BLOB.where(blobs.c.digest.in_(listed[start : start + _FEW])))
+            ]
 
     def blobs_to_verify(self, seconds: float, limit: int) -> list[StoredBlob]:
         """At most `limit` blobs whose bytes have not been read and compared for that long, the longest first."""

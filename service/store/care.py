@@ -16,6 +16,7 @@ import structlog
 from service.domain.errors import BlobCorrupt, BlobNotFound
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
+from service.store.files import matches
 from service.store.outside import looks_of
 
 _log = structlog.get_logger("care")
@@ -60,7 +61,7 @@ def mended(catalog: Catalog, blobs: BlobStore, digest: str) -> None:
 def verify(catalog: Catalog, blobs: BlobStore, digest: str) -> tuple[bool, bool]:
     """Read the blob's bytes, wherever they lie, and note what they are: (intact, whether that has changed)."""
     path = blobs.where(digest)
-    intact = path is not None and blobs.matches(path, digest)
+    intact = path is not None and matches(path, digest)
     return intact, found(catalog, blobs, digest, intact=intact)
 
 

@@ -7,8 +7,8 @@ and no row, SQL or integrity error leaves it. It knows blobs by digest and size,
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import groupby
 
+import msgspec
 from sqlalchemy import Engine, delete, insert, select, update
 
 from service.domain.catalog import LevelPlan, Lineage, Measurement, Outside, Variant
@@ -17,8 +17,9 @@ from service.domain.names import ModelKey, ModelRef, parse_digest, parse_ref
 from service.store import changes, naming
 from service.store.adapters import Adapters
 from service.store.blob_table import BlobTable
-from service.store.database import from_json, now, read, to_json, write, writes_so_far
-from service.store.rows import Memory
+from service.store.database import now, read, to_json, write, writes_so_far
+from service.store.presets import Presets
+from service.store.rows import Memory, StoredModel
 from service.store.tables import (
     blobs,
     launch_rungs,
@@ -30,9 +31,9 @@ from service.store.tables import (
     variants,
 )
 
-_MODELS_REMEMBERED = 10_000
 _NAMES_REMEMBERED = 10_000
-_FEW = 500  # digests in one query
+_FEW = 500  # digests or ids in one query
+_PLAN = msgspec.json.Decoder(LevelPlan)
 
 Target = ModelRef | tuple[ModelKey, str]
 
@@ -45,10 +46,9 @@ class Catalog(BlobTable):
 
     def __init__(self, engine: Engine) -> None:
         self.adapters = Adapters(engine)
+        self.presets = Presets(engine)
         self._engine = engine
         self._memory = Memory()
-        # folded model -> (its variants and their tags, their aliases)
-        self._aliases: dict[str, tuple[list[tuple[int, tuple[str, ...]]], dict[int, list[str]]]] = {}
         self._resolved: tuple[int | None, dict[str, Variant]] = (None, {})  # as of so many writes
 
     # --- variants ------------------------------------------------------------------------------------------------
@@ -123,9 +123,19 @@ class Catalog(BlobTable):
 
     def variants(self, model: str | None = None) -> list[Variant]:
         """All variants, or those of one model (a tag in its name does not count), by model, oldest first."""
+        return [variant for stored in self.models(model) for variant in stored.variants]
+
+    def models(self, model: str | None = None) -> list[StoredModel]:
+        """Every model with its variants, or that one (a tag in its name does not count), by name.
+
+        A model is the same object as before for as long as nothing was written that lists show of it.
+        """
         key = None if model is None else parse_ref(model).key
         with read(self._engine) as connection:
-            return self._memory.fetch_all(connection) if key is None else changes.of_model(connection, key)
+            if key is None:
+                return self._memory.fetch_all(connection)
+            found = self._memory.fetch(connection, key.folded)
+        return [] if found is None else [found]
 
     def aliases(self, variant: Variant) -> list[str]:
         """Every name but the canonical one that resolves to `variant`, shortest first."""
@@ -134,28 +144,12 @@ class Catalog(BlobTable):
     def aliases_of(self, listed: Sequence[Variant]) -> dict[int, list[str]]:
         """`aliases` for a list, in one query: variant id -> names; none for a variant that is gone."""
         found: dict[int, list[str]] = {variant.id: [] for variant in listed}
-        keys = {variant.model.folded for variant in listed}
-        with read(self._engine) as connection:
-            # The names of one variant depend on all variants of its model.
-            known = (
-                changes.of_model(connection, listed[0].model) if len(keys) == 1 else self._memory.fetch_all(connection)
-            )
-        current = {
-            folded: self._aliases_in(folded, list(group))
-            for folded, group in groupby(known, key=lambda variant: variant.model.folded)
-        }
-        for names in current.values():
+        # The names of one variant depend on all variants of its model.
+        keys = {variant.model.folded: variant.model.display for variant in listed}
+        for stored in self.models(next(iter(keys.values())) if len(keys) == 1 else None):
+            names = stored.aliases
             found.update((variant_id, list(names[variant_id])) for variant_id in names.keys() & found.keys())
         return found
-
-    def _aliases_in(self, folded: str, group: list[Variant]) -> dict[int, list[str]]:
-        signature = [(variant.id, variant.tags) for variant in group]
-        remembered = self._aliases.get(folded)
-        if remembered is None or remembered[0] != signature:
-            if len(self._aliases) >= _MODELS_REMEMBERED:
-                self._aliases = {}
-            self._aliases[folded] = remembered = (signature, naming.aliases_in(group))
-        return remembered[1]
 
     def copy(self, source: Variant, destination: ModelRef) -> Variant:
         """Give `source` a second name, without a second file: see `naming.plan_copy`. A tag that exists moves.
@@ -225,16 +219,16 @@ class Catalog(BlobTable):
         return self.plans_of([digest])[digest]
 
     def plans_of(self, digests: Collection[str]) -> dict[str, list[LevelPlan]]:
-        """`plans` for a list, in one query."""
+        """`plans` for a list, in few queries."""
         found: dict[str, list[LevelPlan]] = {digest: [] for digest in digests}
         query = select(plans.c.digest, plans.c.plan).order_by(plans.c.digest, plans.c.position)
-        if len(found) <= _FEW:
-            query = query.where(plans.c.digest.in_(found))
+        wanted = list(found)
         with read(self._engine) as connection:
-            rows = connection.execute(query).all()
-        for digest, plan in rows:
-            if digest in found:
-                found[digest].append(from_json(plan, LevelPlan))
+            # Every file has its plans, and few of them are asked for.
+            for start in range(0, len(wanted), _FEW):
+                some = plans.c.digest.in_(wanted[start : start + _FEW])
+                for digest, plan in connection.execute(query.where(some)):
+                    found[digest].append(_PLAN.decode(plan))
         return found
 
     def add_measurement(self, variant_id: int, name: str, value: float, unit: str) -> None:
@@ -255,7 +249,7 @@ class Catalog(BlobTable):
         wanted = set(variant_ids)
         columns = (measurements.c.name, measurements.c.value, measurements.c.unit, measurements.c.created_at)
         query = select(measurements.c.variant_id, *columns).order_by(measurements.c.name)
-        if len(wanted) == 1:
+        if len(wanted) <= _FEW:
             query = query.where(measurements.c.variant_id.in_(wanted))
         found: dict[int, list[Measurement]] = {variant_id: [] for variant_id in wanted}
         with read(self._engine) as connection:

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, delete, exists, insert, or_, select
 
 from service.domain.catalog import FileFacts, Lineage, Variant
 from service.domain.errors import InternalError, ModelNotFound, NameTaken, Pinned
+from service.domain.jobs import JobStatus
 from service.domain.names import ModelKey, ModelRef, closest
 from service.store.database import now, to_json
 from service.store.rows import fetch
-from service.store.tables import adapters, blobs, datasets, importance_matrices, models, presets, tags, variants
+from service.store.tables import adapters, blobs, datasets, importance_matrices, jobs, models, presets, tags, variants
 
 IN_USE = or_(
     exists().where(variants.c.digest == blobs.c.digest),
@@ -24,6 +26,8 @@ IN_USE = or_(
 )
 """Whether something is made of the blob of a row of `blobs`."""
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_ACTIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
 _CLOSEST_AMONG = 1000
 _SHOWN = 5
 
@@ -39,6 +43,12 @@ def by_id(connection: Connection, variant_id: int) -> Variant:
     if not found:
         raise ModelNotFound("This variant has been deleted; list the variants for what is there.")
     return found[0]
+
+
+def needed_by_jobs(connection: Connection) -> frozenset[str]:
+    """The blobs that waiting and running jobs name, as of this transaction."""
+    specs = connection.scalars(select(jobs.c.spec).where(jobs.c.status.in_(_ACTIVE)))
+    return frozenset(digest for spec in specs for digest in _DIGEST.findall(spec))
 
 
 def add_blob(connection: Connection, digest: str, size_bytes: int) -> None:
@@ -88,7 +98,7 @@ def remove(connection: Connection, gone: Sequence[Variant]) -> None:
     """Remove variants, models that have none left, and blobs that nothing needs any more. Raises Pinned."""
     pinned = [variant.name for variant in gone if variant.pinned]
     if pinned:
-        raise Pinned(f"{', '.join(pinned[:_SHOWN])} is pinned; unpin it first (DELETE /v1/variants/{{ref}}/pin).")
+        raise Pinned(f"{', '.join(pinned[:_SHOWN])} is pinned; unpin it first (DELETE /v1/variants/{pinned[0]}/pin).")
     digests = {variant.digest for variant in gone}
     connection.execute(delete(variants).where(variants.c.id.in_([variant.id for variant in gone])))
     folded = {variant.model.folded for variant in gone}

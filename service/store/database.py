@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.pool import NullPool
 
 from service.domain.errors import Busy, Conflict, DiskFull, InternalError
+from service.store.revisions import COUNT_CHANGES
 
 BUSY_TIMEOUT_SECONDS = 10.0
 WRITER_TIMEOUT_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent / "migrations"
+NEWEST = "0005"  # the last of them
 
 T = TypeVar("T")
 
@@ -128,6 +127,9 @@ def _connect(url: str, *, migrating: bool = False) -> Engine:
         cursor.execute("PRAGMA synchronous = FULL")
         # A migration that rebuilds a table drops the old one; enforced keys would cascade into its children.
         cursor.execute(f"PRAGMA foreign_keys = {'OFF' if migrating else 'ON'}")
+        if not migrating:
+            cursor.execute("PRAGMA temp_store = MEMORY")
+            cursor.executescript(COUNT_CHANGES)
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -143,16 +145,35 @@ def _migrate(url: str) -> None:
     engine = _connect(url, migrating=True)
     try:
         with write(engine) as connection:
-            config = Config()
-            config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if _version(connection) != NEWEST:
+                _upgrade(connection)
             if engine.dialect.name == "sqlite" and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
                 raise InternalError("The database holds rows that refer to nothing; restore it from a backup.")
-    except CommandError as error:
-        raise Conflict("A newer quantry has written this database; start that version, or use another home.") from error
     finally:
         engine.dispose()
+
+
+def _version(connection: Connection) -> str | None:
+    """The migration that the schema stands at; None before the first."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return found
+
+
+def _upgrade(connection: Connection) -> None:
+    # Only here: most starts find nothing to change, and need not wait for these imports.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util.exc import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise Conflict("A newer quantry has written this database; start that version, or use another home.") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from service.domain.errors import Conflict
 
 LOCK_FILE = "server.lock"
+# What network file systems without a lock service say.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 class HomeLock:
@@ -33,7 +36,7 @@ class HomeLock:
 def lock_home(path: Path) -> HomeLock:
     """Take the lock of the existing folder `path`, without waiting.
 
-    Children do not inherit it. Raises Conflict when another process holds it.
+    Children do not inherit it. Raises Conflict when another process holds it, or the file system keeps no locks.
     """
     descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -43,7 +46,12 @@ def lock_home(path: Path) -> HomeLock:
         raise Conflict(
             "Another quantry server works on this home; stop it, or give this one a home of its own (QUANTRY_HOME)."
         ) from error
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if error.errno in _NO_LOCKS:
+            raise Conflict(
+                "The file system of the home keeps no locks, so two servers could work on it at once; give this one a "
+                "home on a disk of this machine (QUANTRY_HOME)."
+            ) from error
         raise
     return HomeLock(descriptor)

@@ -18,7 +18,7 @@ from service.domain.evaluation import Card
 from service.domain.importance import ImportanceFacts, ImportanceMatrix
 from service.domain.names import ModelKey, closest, parse_digest
 from service.store.cards import merged
-from service.store.changes import add_blob
+from service.store.changes import add_blob, needed_by_jobs
 from service.store.database import from_json, now, read, to_json, write
 from service.store.tables import blobs, datasets, evaluations, importance_matrices, models, variants
 
@@ -180,7 +180,8 @@ class Laboratory:
     def delete_importance_matrix(self, digest: str) -> ImportanceMatrix:
         """Remove an importance matrix; its blob goes with the next sweep.
 
-        Raises ImportanceMatrixNotFound, and Conflict while there is a variant made with it: it could not be rebuilt.
+        Raises ImportanceMatrixNotFound, and Conflict while there is a variant made with it, which could not be rebuilt,
+        or a job that is to make one.
         """
         parse_digest(digest)
         with write(self._engine) as connection:
@@ -192,6 +193,8 @@ class Laboratory:
             if used:
                 named = ", ".join(f"{model}:{label}" for model, label in used[:5])
                 raise Conflict(f"{named} was made with this importance matrix; delete that first.", param="digest")
+            if digest in needed_by_jobs(connection):
+                raise Conflict("A job needs this importance matrix; wait for its end, or cancel it.", param="digest")
             connection.execute(delete(importance_matrices).where(importance_matrices.c.digest == digest))
             return found
 

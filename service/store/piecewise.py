@@ -20,8 +20,10 @@ from typing import Any
 
 from service.domain.errors import Conflict, DigestMismatch, RangeNotSatisfiable, TooLarge
 from service.domain.names import parse_digest
-from service.store.blobs import BlobStore, disk_errors
+from service.store.blobs import BlobStore
+from service.store.files import disk_errors
 from service.store.partials import Partials
+from service.store.uploads import allowance
 
 KIND = "upload"
 _FILE = re.compile(r"of-([0-9]{1,18})")
@@ -29,7 +31,6 @@ _READ_BYTES = 1 << 20
 # A hash that lags behind reads this much for each write: it has caught up well before the end of a long upload.
 _CATCH_UP_BYTES = 8 << 20
 _HASHES_KEPT = 256
-_SPACE_CHECK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +273,7 @@ class Piece:
     def _check_space(self, chunk_bytes: int) -> None:
         # Others write too: keep the reserve free all along.
         if chunk_bytes > self._allowed_bytes:
-            self._uploads._blobs.check_space(chunk_bytes)
-            self._allowed_bytes = max(chunk_bytes, _SPACE_CHECK_BYTES)
+            self._allowed_bytes = allowance(self._uploads._blobs, chunk_bytes)
         self._allowed_bytes -= chunk_bytes
 
 

@@ -205,8 +205,8 @@ def _remove(stores: Storage, one: Leaving, rules: Rules) -> bool:
             return stores.blobs.drop_quarantined(one.digest)
         case Kind.BLOB:
             assert one.digest is not None
-            with suppress(Conflict):  # something was made of it meanwhile
-                stores.catalog.forget_blob(one.digest)
+            with suppress(Conflict):  # something was made of it meanwhile, or a job is to
+                stores.catalog.forget_blob(one.digest, spare_jobs=True)
                 return stores.blobs.remove_unused(one.digest, rules.age_seconds)
             return False
         case Kind.VARIANT:

@@ -63,6 +63,7 @@ models = Table(
     Column("namespace", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("created_at", Text, nullable=False),
+    Column("revision", Integer, nullable=False, server_default="0"),  # counts what is written of it: revisions.py
     sqlite_autoincrement=True,
 )
 

@@ -10,19 +10,25 @@ from dataclasses import dataclass, replace
 
 from service.domain.catalog import FileFacts, Variant
 from service.domain.errors import DoesNotFit, InvalidParameter
+from service.domain.generation import EmbeddingRequest
 from service.domain.memory import (
     CACHE_BLOCK,
     CacheChoice,
     CacheType,
     ContextOptions,
+    MemoryNeed,
     Placement,
     Wish,
+    bounded_context,
     can_hold,
+    embedding_bytes,
     largest_context,
     memory_need,
     place,
     smallest_need,
 )
+from service.workers.ladder import Rung, flags
+from service.workers.options import PoolOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,55 @@ class Level:
     stored: bool
     recommended: bool
     note: str = ""  # what making it asks for, beyond asking
+
+
+class Sizes:
+    """What variants are loaded with on this server, and what that takes."""
+
+    def __init__(self, options: PoolOptions) -> None:
+        self._options = options
+        self._default = Wish(options.context_length, options.parallel, options.cache_type_k, options.cache_type_v)
+
+    def context_options(self, rung: Rung) -> ContextOptions:
+        """How contexts are set up on a rung of the launch ladder."""
+        worker = self._options.worker
+        flash_attention = self._options.flash_attention and flags(rung, worker.gpu_layers).flash_attention
+        return ContextOptions(batch_tokens=worker.batch_tokens, flash_attention=flash_attention)
+
+    def wish(self, variant: Variant, asked: LoadOptions, context_length: int = 0) -> Wish:
+        """What a variant is loaded with, with at least `context_length` tokens for each request if it has them."""
+        wish = wish_for(self._default, asked, context_length)
+        return replace(wish, context_length=bounded_context(variant.facts, wish.context_length))
+
+    def need(self, variant: Variant, context: int | None = None) -> MemoryNeed:
+        """What serving one request of `context` tokens takes; without `context`, what this server would reserve.
+
+        When it does not fit, the least that it would take.
+        """
+        return self._need(variant, self._wish_for_one(context), self._options.memory_budget_bytes)
+
+    def room_for(self, variant: Variant, context: int, budget_bytes: int) -> tuple[MemoryNeed, int]:
+        """What one request of `context` tokens takes, and the largest context within the budget; for advice."""
+        wish = self._wish_for_one(context)
+        largest = largest_context(variant.facts, budget_bytes, wish, self.context_options(Rung.FULL))
+        return self._need(variant, wish, budget_bytes), largest
+
+    def embedding_bytes(self, variant: Variant, request: EmbeddingRequest, rung: Rung) -> int:
+        """What a worker takes for the vectors of these texts beside what it was loaded with; an upper bound."""
+        shape = variant.facts.shape
+        if not shape.generates:
+            return 0  # it was loaded for nothing else
+        longest = max((len(text) for text in request.inputs), default=0) + len(request.query or "")
+        tokens = min(longest, self._options.context_length, shape.context_length or longest)
+        return embedding_bytes(shape, tokens, self.context_options(rung))
+
+    def _wish_for_one(self, context: int | None) -> Wish:
+        return self._default if context is None else replace(self._default, context_length=context, parallel=1)
+
+    def _need(self, variant: Variant, wish: Wish, budget_bytes: int) -> MemoryNeed:
+        options = self.context_options(Rung.FULL)
+        placement = place(variant.facts, wish, budget_bytes=budget_bytes, options=options)
+        return placement.need if placement is not None else smallest_need(variant.facts, wish, options)
 
 
 def wish_for(default: Wish, asked: LoadOptions, context_length: int = 0) -> Wish:

@@ -198,7 +198,7 @@ class AdapterFailed(msgspec.Struct, tag="adapter_failed", frozen=True):
 
 
 class Pong(msgspec.Struct, tag="pong", frozen=True):
-    """The engine loop is alive. Cells with nothing in them and cells that only the prefix cache holds; threads now."""
+    """The engine loop is alive. Cells that no request holds, and those that the prefix cache keeps; threads now."""
 
     id: int
     steps: int

@@ -1,16 +1,16 @@
-"""What the pool knows of one variant, and how it tells others. Server process; starts and stops nothing."""
+"""What the pool knows of one variant. Server process; starts and stops nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime
-import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
 
 from service.domain.catalog import Variant
-from service.domain.memory import CacheType, Placement
+from service.domain.memory import Placement
+from service.workers.ladder import Rung
 from service.workers.placing import LoadOptions
 from service.workers.supervisor import Worker, WorkerState
 
@@ -18,28 +18,6 @@ DEATHS_TO_QUARANTINE = 3
 _DEATH_WINDOW_SECONDS = 60.0
 _QUARANTINE_SECONDS = 60.0
 _FIRST_BACKOFF_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One row of `GET /v1/workers`. Times are RFC 3339, UTC."""
-
-    name: str
-    digest: str
-    state: str  # a WorkerState, or "quarantined"
-    rung: str
-    pid: int | None
-    context_length: int
-    parallel: int
-    memory_bytes: int
-    active_requests: int
-    queued_requests: int
-    loaded_at: str | None
-    expires_at: str | None
-    last_error: str | None
-    cache_type_k: str = CacheType.F16
-    cache_type_v: str = CacheType.F16
-    adapters: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -64,6 +42,7 @@ class Slot:
     variant: Variant
     worker: Worker | None = None
     placement: Placement | None = None
+    rung: Rung = Rung.FULL  # of the worker, or what held for one before
     loading: asyncio.Task[Worker] | None = None
     loading_context: int = 0
     asked: LoadOptions = field(default_factory=LoadOptions)
@@ -75,6 +54,7 @@ class Slot:
     loaded_at: datetime.datetime | None = None
     draft: Variant | None = None  # the smaller variant that its worker has loaded, or will at the first use
     draft_bytes: int = 0
+    embedding_bytes: int = 0  # of the context that its worker has for embeddings beside the one it was loaded with
     adapters: dict[str, HeldAdapter] = field(default_factory=dict)  # digest -> what its worker has beside the weights
     adapter_room_bytes: int = 0  # what it was loaded to leave for adapters, until it is unloaded
     deaths: deque[float] = field(default_factory=deque)
@@ -90,9 +70,8 @@ class Slot:
     @property
     def memory_bytes(self) -> int:
         """What is promised to it."""
-        if self.placement is None:
-            return self.draft_bytes
-        return self.draft_bytes + self.adapter_bytes + self.placement.need.total_bytes
+        beside = self.draft_bytes + self.embedding_bytes
+        return beside if self.placement is None else beside + self.adapter_bytes + self.placement.need.total_bytes
 
     @property
     def adapter_bytes(self) -> int:
@@ -133,13 +112,14 @@ class Slot:
         """How long to wait before the next start: twice as long after each death in the window."""
         return _FIRST_BACKOFF_SECONDS * 2.0 ** max(0, len(self.deaths) - 1)
 
-    def clear(self) -> None:
-        """It holds no worker and no memory any more."""
+    def clear(self, promised: Placement | None = None) -> None:
+        """It holds no worker any more, and no memory but what is promised to the next one."""
         self.worker = None
-        self.placement = None
+        self.placement = promised
         self.loaded_at = None
         self.draft = None
         self.draft_bytes = 0
+        self.embedding_bytes = 0
         self.adapters = {}
 
     def became_ready(self, worker: Worker) -> None:
@@ -160,39 +140,3 @@ class Slot:
         self.quarantined_until = now + _QUARANTINE_SECONDS
         self.deaths.clear()
         return True
-
-    def status(self, rung: str, keep_alive_seconds: float) -> WorkerStatus:
-        """The row for this variant."""
-        worker, placement = self.worker, self.placement
-        if self.quarantine_seconds_left:
-            state = "quarantined"
-        elif worker is not None:
-            state = str(worker.state)
-        else:
-            state = str(WorkerState.STARTING if self.loading is not None else WorkerState.STOPPED)
-        expires = None
-        if self.is_idle and math.isfinite(keep_alive_seconds):
-            left = max(0.0, self.last_used + keep_alive_seconds - time.monotonic())
-            expires = _rfc3339(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left))
-        return WorkerStatus(
-            name=self.variant.name,
-            digest=self.variant.digest,
-            state=state,
-            rung=rung,
-            pid=worker.pid if worker is not None else None,
-            context_length=placement.context_length if placement else 0,
-            parallel=placement.parallel if placement else 0,
-            memory_bytes=self.memory_bytes,
-            active_requests=self.active,
-            queued_requests=self.queued,
-            loaded_at=_rfc3339(self.loaded_at) if self.loaded_at else None,
-            expires_at=expires,
-            last_error=self.last_error,
-            cache_type_k=placement.options.cache_type_k if placement else CacheType.F16,
-            cache_type_v=placement.options.cache_type_v if placement else CacheType.F16,
-            adapters=tuple(held.name for held in self.adapters.values()),
-        )
-
-
-def _rfc3339(moment: datetime.datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")

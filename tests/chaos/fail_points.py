@@ -45,7 +45,7 @@ class FailPoints:
     def watch(self, engine: Engine | None = None) -> None:
         """From now on."""
         for name in ON_PATHS:
-            self._wrap(os, name, lambda arguments: self._kind(arguments[0]))
+            self._wrap(os, name, self._kind_of_path)
         for name in ON_DESCRIPTORS:
             self._wrap(os, name, lambda arguments: self._kind_of(arguments[0]))
         self._originals.append((io, "open", io.open))
@@ -105,6 +105,11 @@ class FailPoints:
 
         return happens
 
+    def _kind_of_path(self, arguments: tuple[Any, ...]) -> str | None:
+        """Of the first of its paths that is under the home: a link or a rename may come from elsewhere."""
+        paths = [argument for argument in arguments[:2] if isinstance(argument, str | os.PathLike)]
+        return next(filter(None, map(self._kind, paths)), None) if paths else self._kind(arguments[0])
+
     def _kind_of(self, descriptor: Any) -> str | None:
         try:
             return self._kind(os.readlink(f"/proc/self/fd/{int(descriptor)}"))
@@ -130,6 +135,8 @@ class FailPoints:
             return "blob" if len(parts) == 2 else f"blob in {parts[1]}"
         if len(parts) == 2 and os.path.isdir(full):
             return f"the folder {parts[1] if parts[0] == 'blobs' else parts[0] + ' of one'}"
+        if parts[0] == "partial" and name.endswith((".ranges", ".new")):
+            return "ranges"
         return {"incoming": "temp"}.get(parts[-2], parts[0])
 
 

@@ -27,17 +27,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from service.domain.catalog import FileFacts, Lineage, ModelShape, Variant
+from service.domain.catalog import Adapter, AdapterFacts, FileFacts, Lineage, ModelShape, Variant
 from service.domain.errors import InternalError, QuantryError
+from service.domain.generation import AdapterUse
+from service.domain.importance import ImportanceFacts, ImportanceMatrix
 from service.domain.names import parse_ref
+from service.domain.presets import Preset
 from service.gguf.adapters import check_values, read_adapter
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.files import facts, read_header
 from service.gguf.legacy import upgrade
 from service.gguf.peft import convert_adapter
 from service.gguf.splits import merge
 from service.jobs.intake import make_gguf, what_is
-from service.store.bundles.packing import StoredFile, pack
+from service.store.bundles.packing import Contents, StoredFile, pack
 from service.store.bundles.reading import read_bundle
 from tests import adapters, checkpoints, old_files, packing, tiny_models
 from tests.chaos.fuzz_gguf import forked
@@ -227,8 +230,9 @@ class Readers:
 
 
 def write_bundle(path: Path) -> Path:
-    """As an export writes it: two variants, small contents."""
-    contents = {label: os.urandom(size) for label, size in (("F16", 3000), ("Q8_0", 1700))}
+    """As an export writes it: two variants with a preset, a matrix and an adapter, small contents."""
+    levels = ("F16", "Q8_0")
+    contents = {label: os.urandom(size) for label, size in (*zip(levels, (3000, 1700), strict=True), ("lora", 900))}
     digests = {label: f"sha256:{hashlib.sha256(raw).hexdigest()}" for label, raw in contents.items()}
     key = parse_ref("gloss").key
     variants = [
@@ -244,11 +248,24 @@ def write_bundle(path: Path) -> Path:
             "2026-01-01T00:00:00.000000Z",
             tags=("latest",) if label == "F16" else (),
         )
-        for number, label in enumerate(contents)
+        for number, label in enumerate(levels)
     ]
+    created_at, digest, size = variants[0].created_at, digests["lora"], len(contents["lora"])
+    packed = pack(
+        Contents(
+            variants,
+            presets={
+                "latest": Preset("Be brief.", parameters={"stop": ["x"], "top_k": 3}, adapters=(AdapterUse("lora"),))
+            },
+            adapters=(Adapter(key, "lora", digest, size, AdapterFacts("llama", 4, 8.0, 2, 64), created_at),),
+            matrices=(
+                ImportanceMatrix(digest, size, "gloss", None, None, ImportanceFacts(1, 512, (), ()), created_at),
+            ),
+        )
+    )
     by_digest = {digests[label]: raw for label, raw in contents.items()}
     with path.open("wb") as file:
-        for part in pack(variants, {}, {}).parts:
+        for part in packed.parts:
             file.write(by_digest[part.digest] if isinstance(part, StoredFile) else part)
     return path
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import gguf
 
 from service.domain.quants import GGML_TYPES
-from service.gguf.header import parse_header
+from service.gguf.parsing import parse_header
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY, U32 = 8, 9, 4

@@ -55,7 +55,7 @@ def run_failing(folder: Path, seed: int, name: str, count: int, code: int) -> st
                 assert points.passed[name] == count, "a failed fsync was tried again"
             points.operation = "after"
             clean_up(opened)
-            now = check(opened, states[acknowledged : acknowledged + 2])
+            now = check(opened, day.allowed(states, acknowledged))
             assert now is not None
             points.operation = f"{operation.name} again"
             operation.run(opened, lambda: None)

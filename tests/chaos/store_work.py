@@ -16,19 +16,52 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from service.domain.catalog import FileFacts, LevelPlan, ModelShape
+from service.domain.catalog import Adapter, AdapterFacts, FileFacts, LevelPlan, Lineage, ModelShape, Variant
 from service.domain.desired import Desired
 from service.domain.errors import Conflict, DigestMismatch, NotFound
-from service.domain.jobs import ImportSpec, Job, JobError, JobSpec, JobStatus, MadeFile, QuantizeSpec, Step
+from service.domain.generation import AdapterUse
+from service.domain.importance import ImportanceFacts, ImportanceMatrix
+from service.domain.jobs import (
+    AdapterSpec,
+    Adoption,
+    BundleSpec,
+    ImportSpec,
+    Job,
+    JobError,
+    JobSpec,
+    JobStatus,
+    MadeFile,
+    QuantizeSpec,
+    Step,
+    StoredFile,
+)
 from service.domain.names import parse_ref
+from service.domain.presets import Preset
+from service.jobs.adopting import adopt
 from service.jobs.assignments import assign
 from service.jobs.assignments.bench import Bench
 from service.jobs.assignments.imports import discard_refused_upload
-from service.jobs.files import hash_and_sync
-from service.jobs.messages import ImportTask, LaboratoryTask, LevelStep, Made
+from service.jobs.files import copy_and_sync, hash_and_sync, keep_readable
+from service.jobs.limits import lift_memory_limit
+from service.jobs.messages import (
+    AdapterMade,
+    AdapterTask,
+    BundlePart,
+    BundleTask,
+    Calibrated,
+    ImportTask,
+    LaboratoryTask,
+    LevelStep,
+    Made,
+    Outcome,
+    PartKind,
+)
+from service.jobs.outbox import Outbox
 from service.jobs.queue import JobQueue
 from service.store import care
 from service.store.blobs import BlobStore
+from service.store.bundles import packing
+from service.store.bundles.gathering import gather
 from service.store.catalog import Catalog
 from service.store.database import open_database, read
 from service.store.derived import DerivedFiles
@@ -38,6 +71,11 @@ from service.store.partials import Partials
 from service.store.stores import Stores
 
 LEVELS = ("Q8_0", "Q4_0")
+LORA = AdapterFacts("llama", 4, 8.0, 2, 64)
+IMPORTANCE = ImportanceFacts(1, 512, ("text",), ())
+BOXED = "boxed"  # the model of the bundle
+TAGGED = (f"{BOXED}:Q8_0", "pirate")  # the variant of it with a tag, which has a preset
+PRESET = Preset("Arr.", parameters={"top_k": 3}, adapters=(AdapterUse("tone", 0.5),))
 PLANS = tuple(LevelPlan(label, 10, 8.5, needs_imatrix=False) for label in LEVELS)
 
 
@@ -89,6 +127,9 @@ class State:
     corrupt: frozenset[str] = frozenset()
     pinned: frozenset[str] = frozenset()
     wishes: tuple[str, ...] = ()
+    adapters: frozenset[tuple[str, str]] = frozenset()  # model and name, digest
+    matrices: frozenset[str] = frozenset()
+    presets: frozenset[tuple[str, str | None]] = frozenset()  # name with a free word, what it says first
 
     def with_(self, **changes: object) -> State:
         return State(**{**self.__dict__, **changes})  # type: ignore[arg-type]
@@ -100,11 +141,15 @@ Acknowledge = Callable[[], None]
 
 @dataclass(frozen=True)
 class Operation:
-    """Something a server does. `run` acknowledges each of `changes` once it is done; it may be run again."""
+    """Something a server does. `run` acknowledges each of `changes` once it is done; it may be run again.
+
+    `at_once` is how many changes there may be between two acknowledgements.
+    """
 
     name: str
     changes: tuple[Change, ...]
     run: Callable[[Opened, Acknowledge], None]
+    at_once: int = 1
 
 
 def same(state: State) -> State:
@@ -123,13 +168,33 @@ def remove_variants(*names: str) -> Change:
     def change(state: State) -> State:
         variants = {name: digest for name, digest in state.variants.items() if name not in names}
         tags = {tag: name for tag, name in state.tags.items() if name not in names}
-        return state.with_(variants=variants, tags=tags, corrupt=state.corrupt & set(variants.values()))
+        left = {name.partition(":")[0] for name in variants}
+        adapters = frozenset(adapter for adapter in state.adapters if adapter[0].partition("/")[0] in left)
+        presets = frozenset(preset for preset in state.presets if preset[0] in tags)
+        corrupt = state.corrupt & set(variants.values())
+        return state.with_(variants=variants, tags=tags, corrupt=corrupt, adapters=adapters, presets=presets)
 
     return change
 
 
 def add_upload(digest: str) -> Change:
     return lambda state: state.with_(uploads=state.uploads | {digest})
+
+
+def add_adapter(model: str, name: str, digest: str) -> Change:
+    return lambda state: state.with_(adapters=state.adapters | {(f"{model}/{name}", digest)})
+
+
+def add_matrix(digest: str) -> Change:
+    return lambda state: state.with_(matrices=state.matrices | {digest})
+
+
+def add_tag(tag: str, target: str) -> Change:
+    return lambda state: state.with_(tags={**state.tags, tag: target})
+
+
+def add_preset(name: str, system: str) -> Change:
+    return lambda state: state.with_(presets=state.presets | {(name, system)})
 
 
 # --- jobs, with a stand-in for the child -------------------------------------------------------------------------
@@ -170,7 +235,13 @@ def carry_out(opened: Opened, job: Job, contents: dict[str, bytes], landed: Ackn
     task = assignment.task
     if isinstance(task, ImportTask):
         content = Path(task.source).read_bytes()
-        file = made(Path(task.target), content, "F16") if task.digest is None else _facts_of(content, task.source)
+        if task.adopt is not Adoption.COPY:
+            path, digest, _ = adopt(Path(task.source), Path(task.target), task.adopt, Silent())
+            lift_memory_limit()
+            file = _facts_of(content, str(path))
+            assert file.digest == digest
+        else:
+            file = made(Path(task.target), content, "F16") if task.digest is None else _facts_of(content, task.source)
         opened.queue.update_progress(job.id, 0.5, assignment.steps, 1.0)
         assignment.accept(Made(len(assignment.steps) - 1, file, "llama.cpp 1"))
         landed()
@@ -181,10 +252,61 @@ def carry_out(opened: Opened, job: Job, contents: dict[str, bytes], landed: Ackn
             assignment.accept(Made(number, file, "llama.cpp 1", recipe=step.recipe))
             landed()
             opened.queue.update_progress(job.id, 0.5, assignment.steps, 1.0, result=assignment.result())
+    elif isinstance(task, AdapterTask):
+        content = Path(task.source).read_bytes()
+        copied(Path(task.source), Path(task.target), len(content))
+        assignment.accept(AdapterMade(len(assignment.steps) - 1, task.target, digest_of(content), len(content), LORA))
+        landed()
+    elif isinstance(task, BundleTask):
+        for number, part in enumerate(task.parts):
+            assignment.accept(unpacked(task, part, number))
+            for _ in range(len(TAGGED) if part.name in TAGGED else 1):
+                landed()
     assignment.conclude()
+    if isinstance(task, BundleTask):
+        landed()  # what its names add
     for temp in opened.stores.blobs.incoming.glob(f"{job.id}-*"):
         temp.unlink(missing_ok=True)
     opened.queue.finish(job.id, JobStatus.SUCCEEDED, steps=assignment.steps, result=assignment.result())
+
+
+class Silent(Outbox):
+    """A child's line to a server that does not listen."""
+
+    def __init__(self) -> None:
+        """It needs no pipe."""
+
+    def progress(self, step: int, fraction: float, detail: str | None = None) -> None:
+        """Say nothing."""
+
+
+def copied(source: Path, target: Path, size: int, offset: int = 0) -> str:
+    """As a child copies what comes in."""
+    descriptor = os.open(source, os.O_RDONLY)
+    try:
+        digest = copy_and_sync(descriptor, target, size, lambda _done: None, offset=offset)
+    finally:
+        os.close(descriptor)
+    assert digest is not None
+    return digest
+
+
+def unpacked(task: BundleTask, part: BundlePart, number: int) -> Outcome:
+    """As a bundle's child leaves a part, but for looking at what it is."""
+    if not part.stored:
+        assert copied(Path(task.source), Path(part.target), part.size_bytes, part.offset) == part.digest
+        keep_readable(Path(part.target), part.keep)
+    path = part.stored or part.target
+    match part.kind:
+        case PartKind.MODEL:
+            label = part.name.partition(":")[2]
+            facts = FileFacts(label, 1000, 8.0, 10, ModelShape("llama"), quantized_tensors=label != "F16")
+            return Made(number, MadeFile(path, part.digest, part.size_bytes, facts, PLANS, 0.5), "llama.cpp 1")
+        case PartKind.ADAPTER:
+            assert all(Path(base).stat().st_size for base in part.bases)
+            return AdapterMade(number, path, part.digest, part.size_bytes, LORA)
+        case PartKind.IMPORTANCE:
+            return Calibrated(number, path, part.digest, part.size_bytes, IMPORTANCE)
 
 
 def _facts_of(content: bytes, source: str) -> MadeFile:
@@ -204,7 +326,9 @@ class Day:
         folder.mkdir(exist_ok=True)
         self._upload = self._content() + b"u"
         self._wanted = frozenset({digest_of(self._upload)})
+        self._adopted: dict[Path, bytes] = {}
         threads = [self._models(), self._uploads(), self._refused(), self._transfer(), self._other()]
+        threads += [self._bundles(), self._adoptions()]
         self.operations: list[Operation] = []
         while threads:
             thread = self._random.choice(threads)
@@ -220,6 +344,20 @@ class Day:
             for change in operation.changes:
                 found.append(change(found[-1]))
         return found
+
+    def allowed(self, states: list[State], acknowledged: int) -> list[State]:
+        """Those of `states` that the store may be in when so many changes were acknowledged."""
+        begun = 0
+        for operation in self.operations:
+            begun += len(operation.changes)
+            if begun > acknowledged:
+                return states[acknowledged : min(begun, acknowledged + operation.at_once) + 1]
+        return states[acknowledged:]
+
+    def check_files(self) -> None:
+        """What was adopted is its owner's, and as it was."""
+        for path, content in self._adopted.items():
+            assert path.read_bytes() == content, "a file that was adopted has changed"
 
     def _content(self) -> bytes:
         return self._random.randbytes(self._random.choice((1, 77, 4096, 300_000)))
@@ -284,6 +422,107 @@ class Day:
         yield wishing("second", ("Q8_0", "Q4_K_M"))
         yield adopting_again("second", path, content)
 
+    def _bundles(self) -> Iterator[Operation]:
+        contents = {label: self._content() + label.encode() for label in ("F16", "Q8_0", "tone", "imatrix")}
+        digests = {label: digest_of(content) for label, content in contents.items()}
+        path = self._folder / "boxed.tar"
+        write_bundle(path, contents)
+        names = [f"{BOXED}:F16", TAGGED[0]]
+        brought: list[Change] = [add_variant(name, digests[name.partition(":")[2]]) for name in names]
+        tag = f"{BOXED}:{TAGGED[1]}"
+        assert PRESET.system is not None
+        changes = (
+            *brought,
+            add_tag(tag, TAGGED[0]),
+            add_matrix(digests["imatrix"]),
+            add_adapter(BOXED, "tone", digests["tone"]),
+            add_preset(tag, PRESET.system),
+            same,
+        )
+        yield Operation("bundle in", changes, job_of(BundleSpec(path=str(path))), at_once=2)
+        yield Operation("bundle out", (same,), bundling_out)
+        adapter, content = self._file("voice.gguf")
+        spec = AdapterSpec("voice", StoredFile(names[0], digests["F16"]), path=str(adapter))
+        yield Operation("adapter", (add_adapter(BOXED, "voice", digest_of(content)), same), job_of(spec))
+        yield deleting_adapter(BOXED, "voice", digest_of(content))
+        yield Operation("bundle again", (same,), job_of(BundleSpec(path=str(path))))
+        yield deleting(tag, ())
+        yield deleting(BOXED, tuple(names))
+        yield sweeping(self._wanted)
+
+    def _adoptions(self) -> Iterator[Operation]:
+        for adoption in (Adoption.LINK, Adoption.REFERENCE):
+            name = f"by-{adoption}"
+            path, content = self._file(f"{name}.gguf")
+            content += name.encode()  # of no other file
+            path.write_bytes(content)
+            self._adopted[path] = content
+            spec = ImportSpec(name, path=str(path.resolve()), adopt=adoption)
+            change = add_variant(f"{name}:F16", digest_of(content))
+            yield Operation(f"adopt with {adoption}", (change, same), job_of(spec))
+        yield deleting("by-link", ("by-link:F16",))
+        yield sweeping(self._wanted)
+
+
+def write_bundle(path: Path, contents: dict[str, bytes]) -> None:
+    """A model with all that goes with one, as an export writes it."""
+    key, at = parse_ref(BOXED).key, "2026-01-01T00:00:00.000000Z"
+    files = {label: (digest_of(content), len(content)) for label, content in contents.items()}
+    variants = [
+        Variant(
+            number,
+            key,
+            "",
+            label,
+            *files[label],
+            FileFacts(label, 1000, 8.0, 10, ModelShape("llama")),
+            Lineage("imported"),
+            at,
+            tags=(TAGGED[1],) if number else (),
+        )
+        for number, label in enumerate(("F16", "Q8_0"))
+    ]
+    packed = packing.pack(
+        packing.Contents(
+            variants,
+            presets={TAGGED[1]: PRESET},
+            adapters=[Adapter(key, "tone", *files["tone"], LORA, at)],
+            matrices=[ImportanceMatrix(*files["imatrix"], BOXED, None, None, IMPORTANCE, at)],
+        )
+    )
+    by_digest = {digest_of(content): content for content in contents.values()}
+    with path.open("wb") as file:
+        for part in packed.parts:
+            file.write(part if isinstance(part, bytes) else by_digest[part.digest])
+
+
+def bundling_out(opened: Opened, ack: Acknowledge) -> None:
+    """Every file of a bundle is read as a download reads it."""
+    stores = opened.stores
+    variants = stores.catalog.variants(BOXED)
+    contents = gather(stores.catalog, stores.laboratory, parse_ref(BOXED), variants, whole=True)
+    for part in packing.pack(contents).parts:
+        if isinstance(part, bytes):
+            continue
+        descriptor = os.open(stores.blobs.path(part.digest), os.O_RDONLY)
+        try:
+            assert digest_of(os.pread(descriptor, part.size_bytes, 0)) == part.digest
+        finally:
+            os.close(descriptor)
+    ack()
+
+
+def deleting_adapter(model: str, name: str, digest: str) -> Operation:
+    def run(opened: Opened, ack: Acknowledge) -> None:
+        with suppress(NotFound):  # done before the crash
+            opened.stores.catalog.adapters.delete(parse_ref(model).key, name)
+        ack()
+
+    gone = frozenset({(f"{model}/{name}", digest)})
+    # The blob has a row of its own until the next sweep.
+    change: Change = lambda s: s.with_(adapters=s.adapters - gone, uploads=s.uploads | {digest})  # noqa: E731
+    return Operation("delete adapter", (change,), run)
+
 
 def importing(name: str, path: Path, content: bytes) -> Operation:
     spec = ImportSpec(name, path=str(path))
@@ -342,7 +581,8 @@ def deleting(name: str, gone: tuple[str, ...]) -> Operation:
     def change(state: State) -> State:
         if gone:
             return remove_variants(*gone)(state)
-        return state.with_(tags={tag: target for tag, target in state.tags.items() if tag != name})
+        tags = {tag: target for tag, target in state.tags.items() if tag != name}
+        return state.with_(tags=tags, presets=frozenset(preset for preset in state.presets if preset[0] in tags))
 
     return Operation("delete", (change,), run)
 
@@ -484,7 +724,16 @@ def check(opened: Opened, allowed: list[State]) -> State:
     corrupt = frozenset(blob.digest for blob in stores.catalog.blobs() if blob.corrupt)
     pinned = frozenset(variant.name for variant in listed if variant.pinned)
     wish = opened.desired.get(parse_ref("second").key) if "second:F16" in found else None
-    uploads = stores.catalog.referenced_digests() - set(found.values())
+    owned = {(f"{adapter.model.display}/{adapter.name}", adapter.digest) for adapter in stores.catalog.adapters.all()}
+    matrices = frozenset(matrix.digest for matrix in stores.laboratory.importance_matrices())
+    added = frozenset(
+        (f"{folded.rpartition('/')[2]}:{word}", preset.system)
+        for (folded, word), preset in stores.catalog.presets.all().items()
+    )
+    used = {*found.values(), *(digest for _, digest in owned), *matrices}
+    for digest in used - set(found.values()):
+        assert stores.blobs.verify(digest), "I1: an adapter or an importance matrix"
+    uploads = stores.catalog.referenced_digests() - used
     for variant in listed:
         assert stores.catalog.resolve(variant.name).digest == variant.digest, "I1"
         if variant.digest not in corrupt:
@@ -493,10 +742,11 @@ def check(opened: Opened, allowed: list[State]) -> State:
             assert whole or rotten_and_unnoticed, f"I1: {variant.name}"
     for digest in uploads:
         assert stores.blobs.verify(digest), "I2: an upload"
-    now = State(found, tags, uploads, corrupt, pinned, wish[0].levels if wish else ())
+    wishes = wish[0].levels if wish else ()
+    now = State(found, tags, uploads, corrupt, pinned, wishes, frozenset(owned), matrices, added)
     for state in allowed:
         # An upload that something was made of has a row as long as its variant.
-        wanted = state.with_(uploads=state.uploads - set(state.variants.values()))
+        wanted = state.with_(uploads=state.uploads - used)
         if now == wanted:
             break
     else:

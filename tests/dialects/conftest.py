@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from tests.server import GLOSS, Server
+from tests.server import GLOSS, Server, stocked
 
 # What the template of Qwen3 does, in short: tools, calls, results, and thinking that can be switched off.
 TEMPLATE = (
@@ -39,12 +39,11 @@ def write_thinker(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tools_server(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[Server]:
+def tools_server(tmp_path_factory: pytest.TempPathFactory, gloss_home: Path, smollm2: Path) -> Iterator[Server]:
     """`gloss`, which knows no tools; `thinker`, gloss with a template of Qwen3's kind; `smollm2`, a real chat model."""
     folder = tmp_path_factory.mktemp("tools-server")
     write_thinker(folder / "thinker.gguf")
-    server = Server(folder / "home", {"QUANTRY_CONTEXT_LENGTH": "1024"}).start()
-    server.add_gloss()
+    server = Server(stocked(folder / "home", gloss_home), {"QUANTRY_CONTEXT_LENGTH": "1024"}).start()
     server.json("POST", "/v1/models", 201, {"name": "thinker", "path": str(folder / "thinker.gguf")})
     server.json("POST", "/v1/models", 201, {"name": "smollm2:Q4_1", "path": str(smollm2)})
     yield server

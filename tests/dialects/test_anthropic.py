@@ -12,7 +12,7 @@ import pytest
 from anthropic import Anthropic
 from pydantic import BaseModel
 
-from tests.server import MakeServer, Server
+from tests.server import KEY, Server
 
 HORSE = "Horse (noun): solid-hoofed herbivorous quadruped domesticated since prehistoric times."
 QUESTION: Any = [{"role": "user", "content": 'What does "horse" mean?'}]
@@ -176,13 +176,14 @@ def test_errors_arrive_as_the_clients_own_exceptions(client: Anthropic) -> None:
     assert long.value.error_code == "context_length_exceeded"
 
 
-def test_a_key_is_taken_as_the_client_sends_it(make_server: MakeServer) -> None:
-    key = "a-key-of-at-least-sixteen-characters"
-    server = make_server(QUANTRY_API_KEYS=key)
-    with Anthropic(base_url=server.url, api_key=key, max_retries=0) as known, pytest.raises(anthropic.NotFoundError):
+def test_a_key_is_taken_as_the_client_sends_it(keyed_server: Server) -> None:
+    with (
+        Anthropic(base_url=keyed_server.url, api_key=KEY, max_retries=0) as known,
+        pytest.raises(anthropic.NotFoundError),
+    ):
         known.messages.create(model="gloss", max_tokens=5, messages=QUESTION)
     with (
-        Anthropic(base_url=server.url, api_key="other", max_retries=0) as unknown,
+        Anthropic(base_url=keyed_server.url, api_key="other", max_retries=0) as unknown,
         pytest.raises(anthropic.AuthenticationError) as refused,
     ):
         unknown.messages.create(model="gloss", max_tokens=5, messages=QUESTION)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from tests.dialects.conftest import write_thinker
 from tests.dialects.speaking import DIALECTS, Answer, Dialect, Question, ask, ask_streamed
-from tests.server import GLOSS, Server
+from tests.server import GLOSS, Server, stocked
 
 FEW, MANY = 3, 25  # for each of the eight routes
 KEYS = [f"key-{number:04d}-of-equivalence" for number in range(2000)]
@@ -50,12 +51,12 @@ STOPS = [(), (), (" of",), ("noun", "\n"), ("<|never|>",)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, gloss_home: Path) -> Iterator[Server]:
     """gloss, and gloss with a template for tools and thinking. Its client sends every request with another key."""
     folder = tmp_path_factory.mktemp("equivalence")
     write_thinker(folder / "thinker.gguf")
     options = {"QUANTRY_API_KEYS": ",".join(KEYS), "QUANTRY_IMPORT_FOLDERS": f"{GLOSS.parent},{folder}"}
-    server = Server(folder / "home", options).start()
+    server = Server(stocked(folder / "home", gloss_home), options).start()
     keys = cycle(KEYS)
 
     def with_another_key(request: httpx.Request) -> httpx.Request:
@@ -63,7 +64,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         return request
 
     server.client.auth = with_another_key
-    server.add_gloss()
     server.json("POST", "/v1/models", 201, {"name": "thinker", "path": str(folder / "thinker.gguf")})
     yield server
     server.close()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server import Server
+from tests.server import Server, stocked
 
 TASK = b'{"prompt": "What does \\"horse\\" mean?", "expected": "Horse (noun): solid-hoofed herbivorous quadruped \
 domesticated since prehistoric times."}\n{"prompt": "What does \\"axiom\\" mean?", "expected": "no such thing"}\n'
@@ -16,10 +17,9 @@ FEW = {"chunks": 2, "window": 128}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, gloss_home: Path) -> Iterator[Server]:
     """With gloss at F16, and a task of two questions."""
-    server = Server(tmp_path_factory.mktemp("laboratory") / "home", {}).start()
-    server.add_gloss()
+    server = Server(stocked(tmp_path_factory.mktemp("laboratory") / "home", gloss_home), {}).start()
     assert server.client.put("/v1/datasets/questions?kind=task", content=TASK).status_code == 201
     yield server
     server.close()

@@ -14,7 +14,7 @@ import gguf
 import pytest
 
 from tests import tiny_models
-from tests.server import Server
+from tests.server import Server, stocked
 
 FILL_TOKENS = {"pre": 3900, "suf": 3901, "mid": 3902, "rep": 3903, "sep": 3904}
 PREFIX, SUFFIX = "def f(a):\n    ", "\n    return a\n"
@@ -25,13 +25,12 @@ PANDA = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, gloss_home: Path) -> Iterator[Server]:
     """gloss, a model that fills holes, and one that ranks; both tiny and of random weights."""
     folder: Path = tmp_path_factory.mktemp("llama-server")
     tiny_models.write_llama(folder / "filler.gguf", infill_tokens=FILL_TOKENS)
     tiny_models.write_bert(folder / "ranker.gguf", pooling=gguf.PoolingType.RANK)
-    server = Server(folder / "home", {}).start()
-    server.add_gloss()
+    server = Server(stocked(folder / "home", gloss_home), {}).start()
     for name in ("filler", "ranker"):
         server.json("POST", "/v1/models", 201, {"name": name, "path": str(folder / f"{name}.gguf")})
     yield server

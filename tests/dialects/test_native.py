@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from typing import Any
 
 import pytest
 
 from service.cli.events import events
-from tests.server import MakeServer, Server
+from tests.server import MakeServer, Server, until
 
 HORSE = "Horse (noun): solid-hoofed herbivorous quadruped domesticated since prehistoric times."
 QUESTION = [{"role": "user", "content": 'What does "horse" mean?'}]
@@ -178,11 +177,9 @@ def test_more_context_than_the_model_has_is_refused_and_less_is_served(gloss_ser
     assert (error["code"], error["param"]) == ("invalid_parameter", "context_length")
 
 
-def test_one_keys_prompts_are_not_in_another_keys_cache(make_server: MakeServer) -> None:
+def test_one_keys_prompts_are_not_in_another_keys_cache(make_gloss_server: MakeServer) -> None:
     keys = ["the-first-key-of-two-keys", "the-second-key-of-two-keys"]
-    server = make_server(QUANTRY_API_KEYS=",".join(keys), QUANTRY_IMPORT_FOLDERS="/")
-    server.client.headers["X-API-Key"] = keys[0]
-    server.add_gloss()
+    server = make_gloss_server(QUANTRY_API_KEYS=",".join(keys))
 
     def cached(key: str) -> int:
         server.client.headers["X-API-Key"] = key
@@ -199,10 +196,7 @@ def test_hanging_up_on_several_choices_frees_them_all(gloss_server: Server) -> N
     body = {"model": "gloss:F16", "prompt": "And", "max_tokens": 400, "ignore_eos": True, "n": 4, "stream": True}
     with gloss_server.client.stream("POST", "/v1/generate", json=body) as answer:
         next(answer.iter_bytes())
-    deadline = time.monotonic() + 10
-    while sum(worker["active_requests"] for worker in gloss_server.json("GET", "/v1/workers", 200)["data"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not gloss_server.active())
 
 
 # --- tools and thinking ------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import ollama
 import pytest
 
-from tests.server import GLOSS, MakeServer, Server
+from tests.server import GLOSS, MakeServer, Server, until
 
 HORSE = "Horse (noun): solid-hoofed herbivorous quadruped domesticated since prehistoric times."
 QUESTION = {"role": "user", "content": 'What does "horse" mean?'}
@@ -240,10 +239,7 @@ def test_an_empty_prompt_loads_and_keep_alive_0_unloads(client: ollama.Client) -
     assert "gloss:Q2_K" not in [model.name for model in client.ps().models]
     # With text, it goes right after the answer.
     assert client.generate("gloss:Q2_K", "It", raw=True, keep_alive=0, options={"num_predict": 1}).eval_count == 1
-    deadline = time.monotonic() + 10
-    while "gloss:Q2_K" in [model.name for model in client.ps().models]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: "gloss:Q2_K" not in [model.name for model in client.ps().models])
 
 
 def test_pull_finds_what_is_here_and_push_is_refused(client: ollama.Client) -> None:

@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.server import MakeServer, Server
+from tests.server import Server
 
 HORSE = "Horse (noun): solid-hoofed herbivorous quadruped domesticated since prehistoric times."
 QUESTION = {"role": "user", "content": 'What does "horse" mean?'}
@@ -95,10 +95,9 @@ def test_errors_arrive_as_the_clients_own_exceptions(client: OpenAI) -> None:
     assert long.value.code == "context_length_exceeded"
 
 
-def test_an_unknown_key_is_told_in_openais_code(make_server: MakeServer) -> None:
-    server = make_server(QUANTRY_API_KEYS="a-key-of-at-least-sixteen-characters")
+def test_an_unknown_key_is_told_in_openais_code(keyed_server: Server) -> None:
     with (
-        OpenAI(base_url=f"{server.url}/v1", api_key="another", max_retries=0) as client,
+        OpenAI(base_url=f"{keyed_server.url}/v1", api_key="another", max_retries=0) as client,
         pytest.raises(openai.AuthenticationError) as unknown,
     ):
         client.responses.create(model="gloss", input="Hi")

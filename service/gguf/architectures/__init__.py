@@ -7,16 +7,18 @@ fields and the rules for tensors that llama.cpp's loader of that architecture wa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from service.domain.errors import InvalidModel
-from service.gguf.architectures.bert import bert, roberta
+from service.gguf.architectures.bert import bert, roberta, roberta_reranker
 from service.gguf.architectures.config import Config
-from service.gguf.architectures.gemma import gemma2, gemma3
+from service.gguf.architectures.decoder import OUTPUT
+from service.gguf.architectures.gemma import gemma, gemma2, gemma3
 from service.gguf.architectures.llama import llama, smollm3
 from service.gguf.architectures.phi import phi3
 from service.gguf.architectures.qwen import qwen2, qwen3, qwen3moe
-from service.gguf.architectures.rules import Layout
-from service.gguf.checkpoints import Files
+from service.gguf.architectures.rules import Layout, Rule
+from service.gguf.checkpoint_files import Files
 
 FAMILIES: dict[str, Callable[[Config, Files], Layout]] = {
     "LlamaForCausalLM": llama,
@@ -29,6 +31,7 @@ FAMILIES: dict[str, Callable[[Config, Files], Layout]] = {
     "Qwen3ForCausalLM": qwen3,
     "Qwen3Model": qwen3,
     "Qwen3MoeForCausalLM": qwen3moe,
+    "GemmaForCausalLM": gemma,
     "Gemma2ForCausalLM": gemma2,
     "Gemma3ForCausalLM": gemma3,
     "Gemma3ForConditionalGeneration": gemma3,
@@ -36,6 +39,9 @@ FAMILIES: dict[str, Callable[[Config, Files], Layout]] = {
     "BertModel": bert,
     "BertForMaskedLM": bert,
     "RobertaModel": roberta,
+    "RobertaForSequenceClassification": roberta_reranker,
+    "XLMRobertaModel": roberta,
+    "XLMRobertaForSequenceClassification": roberta_reranker,
 }
 """By the class in transformers that `architectures` of config.json names."""
 
@@ -49,4 +55,12 @@ def layout_of(config: Config, files: Files) -> Layout:
             f"config.json names {named}; known are {', '.join(FAMILIES)}. Convert others with llama.cpp's "
             "convert_hf_to_gguf.py and import the GGUF file."
         )
-    return family(config, files)
+    layout = family(config, files)
+    if config.values.get("tie_word_embeddings") is False and not config.model_class.endswith("Model"):
+        layout = replace(layout, rules=tuple(map(_needed_output, layout.rules)))
+    return layout
+
+
+def _needed_output(rule: Rule) -> Rule:
+    """Without its output matrix llama.cpp would take the embedding for it, and nothing would say so."""
+    return replace(rule, optional=False) if rule.target == OUTPUT else rule

@@ -1,6 +1,7 @@
-"""BERT and RoBERTa as encoders of text: every token sees every other, vectors instead of logits.
+"""BERT, RoBERTa and XLM-RoBERTa as encoders of text: every token sees every other, vectors instead of logits.
 
-Runs in job children. What only their training needed (pooler, heads for masked words) is left out.
+Runs in job children. What only their training needed (pooler, heads for masked words) is left out. A RoBERTa with a
+head that gives one number is a reranker: how well two texts fit together.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 
 from service.domain.errors import InvalidModel
 from service.gguf.architectures.config import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Config
-from service.gguf.architectures.pooling import pooling_fields
+from service.gguf.architectures.pooling import RANK, pooling_fields
 from service.gguf.architectures.rules import Layout, Rule, without_first_rows
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
 
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # whole numbers that count, or say nothing
 _UNUSED = ("pooler.", "cls.predictions.", "cls.seq_relationship.", "lm_head.")
 
 
@@ -31,15 +33,35 @@ class _Sizes:
 
 def bert(config: Config, files: Files) -> Layout:
     """Raises InvalidModel."""
-    return _layout(config, files, 0, "bert.")
+    return _layout(config, pooling_fields("bert", files), 0, "bert.")
 
 
 def roberta(config: Config, files: Files) -> Layout:
     """As BERT, but positions are counted from behind the padding token's id. Raises InvalidModel."""
-    return _layout(config, files, config.whole("pad_token_id", default=1, least=0) + 1, "roberta.")
+    return _layout(config, pooling_fields("bert", files), _skipped(config), "roberta.")
 
 
-def _layout(config: Config, files: Files, skipped: int, prefix: str) -> Layout:
+def roberta_reranker(config: Config, files: Files) -> Layout:
+    """RoBERTa with two layers more on its first token's vector. Raises InvalidModel for more results than one."""
+    labels = config.section("id2label")
+    if len(labels) != 1:
+        raise InvalidModel(
+            f"config.json gives {len(labels) or 2} classes (id2label), and of classifiers only rerankers are served, "
+            "which have one."
+        )
+    label = str(next(iter(labels.values())))
+    fields = (
+        Field("bert.pooling_type", "u32", RANK),
+        Field("bert.classifier.output_labels", "arr[str]", [label.encode(errors="replace")]),
+    )
+    return _layout(config, fields, _skipped(config), "roberta.", ranks=True)
+
+
+def _skipped(config: Config) -> int:
+    return config.whole("pad_token_id", default=1, least=0, most=MAX_WIDTH) + 1
+
+
+def _layout(config: Config, pooling: tuple[Field, ...], skipped: int, prefix: str, *, ranks: bool = False) -> Layout:
     if config.values.get("position_embedding_type", "absolute") not in ("absolute", None):
         raise InvalidModel("config.json gives positions relative to each other, which llama.cpp's BERT does not have.")
     # llama.cpp's BERT computes GELU, whichever function the file was trained with.
@@ -64,16 +86,20 @@ def _layout(config: Config, files: Files, skipped: int, prefix: str) -> Layout:
         Field("bert.attention.head_count", "u32", sizes.heads),
         Field("bert.attention.layer_norm_epsilon", "f32", config.number("layer_norm_eps", default=1e-12)),
         Field("bert.attention.causal", "bool", False),
-        *pooling_fields("bert", files),
+        *pooling,
         Field("tokenizer.ggml.token_type_count", "u32", sizes.kinds),
     )
-    return Layout("bert", sizes.vocabulary, fields, tuple(_rules(sizes, skipped)), _renamed(prefix))
+    rules = [*_rules(sizes, skipped)]
+    if ranks:
+        rules += _both("cls", "classifier.dense", (sizes.hidden, sizes.hidden))
+        rules += _both("cls.output", "classifier.out_proj", (1, sizes.hidden))
+    return Layout("bert", sizes.vocabulary, fields, tuple(rules), _renamed(prefix))
 
 
 def _renamed(prefix: str) -> Callable[[str], str | None]:
     def renamed(name: str) -> str | None:
         bare = name.removeprefix(prefix)
-        if bare.startswith(_UNUSED) or bare == "embeddings.position_ids":
+        if bare.startswith(_UNUSED) or bare in _BUFFERS:
             return None
         # Checkpoints from TensorFlow name the parts of a norm by its formula.
         if bare.endswith(".gamma"):

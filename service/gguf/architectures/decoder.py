@@ -13,6 +13,7 @@ from service.gguf.architectures.config import MAX_LAYERS, MAX_VOCABULARY, MAX_WI
 from service.gguf.architectures.rules import Change, Rule
 from service.gguf.fields import Field
 
+OUTPUT = "output.weight"
 _LEFT_OUT = ("vision_tower.", "vision_model.", "multi_modal_projector.", "audio_tower.", "visual.")
 
 
@@ -111,7 +112,7 @@ def outer_rules(sizes: Sizes, norm: Change | None = None, *, has_output: bool = 
     yield Rule("token_embd.weight", "model.embed_tokens.weight", (sizes.vocabulary, sizes.hidden))
     yield Rule("output_norm.weight", "model.norm.weight", (sizes.hidden,), norm)
     if has_output:
-        yield Rule("output.weight", "lm_head.weight", (sizes.vocabulary, sizes.hidden), optional=True)
+        yield Rule(OUTPUT, "lm_head.weight", (sizes.vocabulary, sizes.hidden), optional=True)
 
 
 def attention_rules(

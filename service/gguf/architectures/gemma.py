@@ -1,4 +1,5 @@
-"""Gemma 2 and the language part of Gemma 3: norms that multiply by 1 + w, around each half of a layer.
+"""Gemma, Gemma 2 and the language part of Gemma 3: norms that multiply by 1 + w, since the second around each half of
+a layer.
 
 Runs in job children. The embedding is always the output, whatever else the checkpoint holds.
 """
@@ -23,18 +24,24 @@ from service.gguf.architectures.decoder import (
 )
 from service.gguf.architectures.rope import rope_fields, rope_of
 from service.gguf.architectures.rules import Layout, Rule, plus_one
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
 
+_USUAL_BASE = 10_000.0
 _GLOBAL_EVERY = 6  # llama.cpp's pattern for Gemma 3, where the file does not give another
+
+
+def gemma(config: Config, files: Files) -> Layout:
+    """The first: norms before each half alone. Raises InvalidModel."""
+    sizes = sizes_of(config, head_dim=256)
+    fields = [*size_fields("gemma", sizes), rms_field("gemma", config, 1e-6), *head_fields("gemma", sizes)]
+    fields += _plain_base("gemma", config)
+    return Layout("gemma", sizes.vocabulary, tuple(fields), tuple(_first_rules(sizes)), _without_output)
 
 
 def gemma2(config: Config, files: Files) -> Layout:
     """Every second layer has a sliding window. Raises InvalidModel."""
     sizes = sizes_of(config, head_dim=256, num_key_value_heads=4)
-    rope = rope_of(config)
-    if rope.kind:
-        raise InvalidModel(f"config.json scales positions by {rope.kind}, which Gemma 2 does not have in llama.cpp.")
     fields = [
         *size_fields("gemma2", sizes),
         rms_field("gemma2", config, 1e-6),
@@ -43,8 +50,7 @@ def gemma2(config: Config, files: Files) -> Layout:
         Field("gemma2.final_logit_softcapping", "f32", config.number("final_logit_softcapping", default=30.0)),
         Field("gemma2.attention.sliding_window", "u32", config.whole("sliding_window", default=4096)),
     ]
-    if rope.base != 10_000.0:
-        fields.append(Field("gemma2.rope.freq_base", "f32", rope.base))
+    fields += _plain_base("gemma2", config)
     rules = tuple(_rules(sizes, head_norms=False))
     return Layout("gemma2", sizes.vocabulary, tuple(fields), rules, _without_output)
 
@@ -106,9 +112,28 @@ def _global_every(config: Config, layers: int) -> int:
     return every
 
 
+def _plain_base(architecture: str, config: Config) -> list[Field]:
+    """The base of positions that are not scaled, where it is not the usual one. Raises InvalidModel when they are."""
+    rope = rope_of(config)
+    if rope.kind:
+        raise InvalidModel(
+            f"config.json scales positions by {rope.kind}, which llama.cpp does not do for {architecture}."
+        )
+    return [] if rope.base == _USUAL_BASE else [Field(f"{architecture}.rope.freq_base", "f32", rope.base)]
+
+
 def _without_output(name: str) -> str | None:
     new = renamed(name)
     return None if new == "lm_head.weight" else new
+
+
+def _first_rules(sizes: Sizes) -> Iterator[Rule]:
+    yield from outer_rules(sizes, plus_one, has_output=False)
+    for layer in range(sizes.layers):
+        yield norm_rule(sizes, layer, "attn_norm", "input_layernorm", plus_one)
+        yield from attention_rules(sizes, layer)
+        yield norm_rule(sizes, layer, "ffn_norm", "post_attention_layernorm", plus_one)
+        yield from gated_rules(sizes, layer)
 
 
 def _rules(sizes: Sizes, *, head_norms: bool) -> Iterator[Rule]:

@@ -23,7 +23,7 @@ from service.gguf.architectures.decoder import (
 )
 from service.gguf.architectures.rope import llama3_frequencies, rope_fields, rope_of
 from service.gguf.architectures.rules import Layout, Rule, interleaved
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
 
 _LLAMA = "LlamaForCausalLM"

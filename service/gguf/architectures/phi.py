@@ -21,7 +21,7 @@ from service.gguf.architectures.decoder import (
 )
 from service.gguf.architectures.rope import Rope, longrope_tensors, rope_of
 from service.gguf.architectures.rules import Layout, Rule, Weights
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
 
 

@@ -9,10 +9,13 @@ import json
 from typing import Any
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
 
 _MEAN, _CLS, _LAST = 1, 2, 3  # llama_pooling_type
+RANK = 4
+"""The kind of a model that gives no vectors, but one number for a pair of texts."""
+
 _SWITCHES = {"pooling_mode_mean_tokens": _MEAN, "pooling_mode_cls_token": _CLS, "pooling_mode_lasttoken": _LAST}
 _MODES = {"mean": _MEAN, "cls": _CLS, "lasttoken": _LAST}
 _KNOWN = ("Transformer", "Pooling", "Normalize")
@@ -34,7 +37,8 @@ def pooling_fields(architecture: str, files: Files) -> tuple[Field, ...]:
         return ()
     pooling = files.json(f"{folder}/config.json") if folder else None
     if pooling is None:
-        raise InvalidModel(f"The checkpoint has no {folder[:80]}/config.json, which modules.json names; download it.")
+        missing = f"{folder[:80]}/config.json"
+        raise InvalidModel(f"The checkpoint has no {missing!a}, which modules.json names; download it.")
     kinds = [kind for switch, kind in _SWITCHES.items() if pooling.get(switch) is True]
     kinds = kinds or [kind for mode, kind in _MODES.items() if pooling.get("pooling_mode") == mode]
     others = [

@@ -81,7 +81,10 @@ def rope_fields(architecture: str, rope: Rope, context: int) -> tuple[Field, ...
     if rope.kind not in ("linear", "yarn"):
         return tuple(fields)
     scaling = f"{architecture}.rope.scaling"
-    fields += [Field(f"{scaling}.type", "str", rope.kind), Field(f"{scaling}.factor", "f32", rope.number("factor"))]
+    factor = rope.number("factor")
+    if factor <= 0:
+        raise InvalidModel(f"config.json gives rope_scaling.factor as {factor:g}, which cannot be; download it again.")
+    fields += [Field(f"{scaling}.type", "str", rope.kind), Field(f"{scaling}.factor", "f32", factor)]
     if rope.kind == "yarn":
         original = rope.whole("original_max_position_embeddings", context)
         fields.append(Field(f"{scaling}.original_context_length", "u32", original))

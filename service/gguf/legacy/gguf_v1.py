@@ -68,7 +68,10 @@ def _value(cursor: Cursor, kind: int) -> bytes:
         head = struct.pack("<IQ", item, count)
         cursor.check_count(count, MAX_ARRAY_ELEMENTS, 4 if item == _STRING else _size(item), "elements of an array")
         if item == _STRING:
-            return head + b"".join(_string(cursor.counted("a string", MAX_STRING_BYTES)) for _ in range(count))
+            strings = bytearray(head)
+            for _ in range(count):  # one by one: millions of them may be empty
+                strings += _string(cursor.counted("a string", MAX_STRING_BYTES))
+            return bytes(strings)
         return head + cursor.take(count * _size(item), "an array")
     return cursor.take(_size(kind), "a value")
 

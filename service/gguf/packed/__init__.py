@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files, Tensor
+from service.gguf.checkpoint_files import Files
+from service.gguf.checkpoints import Tensor
 from service.gguf.packed import awq, bitsandbytes, compressed, fp8, gptq
 from service.gguf.packed.parts import Unpacked
 

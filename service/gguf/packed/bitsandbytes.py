@@ -106,10 +106,12 @@ class _FourBits:
 
 def _four_bits(tensors: Mapping[str, Tensor], name: str, state_name: str) -> tuple[Tensor, str]:
     packed, state = part(tensors, name), _state(part(tensors, state_name))
-    weights = math.prod(state.shape)
-    check_extents(name, *state.shape)
     if len(state.shape) != 2 or not 2 <= state.blocksize <= _MAX_BLOCK:
-        raise InvalidModel(f"{shown(state_name)} gives blocks of {state.blocksize} and the shape {state.shape}.")
+        raise InvalidModel(
+            f"{shown(state_name)} gives {len(state.shape)} dimensions and blocks of {state.blocksize}; it is corrupt."
+        )
+    check_extents(name, *state.shape)
+    weights = math.prod(state.shape)
     _check_bytes(packed, -(-weights // 2))
     levels, absmax = part(tensors, f"{name}.quant_map"), part(tensors, f"{name}.absmax")
     check_floats(levels, (16,))
@@ -182,7 +184,7 @@ def _eight_bits(tensors: Mapping[str, Tensor], prefix: str) -> Tensor:
     check(codes, ("I8",), codes.shape)
     check_floats(largest, (rows,))
     layout = tensors.get(f"{prefix}.weight_format")
-    if layout is not None and (layout.weights != 1 or int(layout.all().reshape(-1)[0]) != _ROWWISE):
+    if layout is not None and (layout.weights != 1 or layout.all().reshape(-1)[0] != _ROWWISE):
         raise InvalidModel(
             f"{shown(codes.name)} is laid out for one kind of GPU; save the checkpoint again with a bitsandbytes of "
             "0.37.1 or later."

@@ -87,7 +87,7 @@ def _bytes(tensors: Mapping[str, Tensor], codes: Tensor, scale: Tensor, block_si
     if codes.dtype not in ("I8", "F8_E4M3"):
         raise InvalidModel(f"{shown(codes.name)} is {codes.dtype}, not I8 or F8_E4M3; the checkpoint is corrupt.")
     zeros = tensors.get(f"{codes.name}_zero_point")
-    if zeros is not None and zeros.all().any():
+    if zeros is not None and (zeros.weights > scale.weights or zeros.all().any()):  # at most one for each scale
         raise InvalidModel(f"{shown(codes.name)} has zero points, which are not read for bytes. {_REMEDY}")
     return scaled(codes, scale, block_size)
 

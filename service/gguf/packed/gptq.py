@@ -61,7 +61,7 @@ def unpack(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Unpacked
         dropped += [prefix + ending for ending in _PARTS]
         bias = tensors.get(f"{prefix}.bias")
         # AutoGPTQ up to 0.4 gave every layer a bias, of zeros where the model has none.
-        if bias is not None and not bias.all().any():
+        if bias is not None and bias.shape == matrix.shape[:1] and not bias.all().any():
             dropped.append(bias.name)
     if not made:
         return Unpacked(tensors, None)

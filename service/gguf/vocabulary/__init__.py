@@ -7,14 +7,16 @@ Runs in job children, on files that a stranger chose. llama.cpp's own converter 
 from __future__ import annotations
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
 from service.gguf.vocabulary.byte_pair import byte_pair_fields
 from service.gguf.vocabulary.definition import Definition, read_definition
 from service.gguf.vocabulary.sentence_piece import merged_piece_fields, sentence_piece_fields
 from service.gguf.vocabulary.special_tokens import normalizer_fields, special_token_fields
+from service.gguf.vocabulary.tekken import tekken_definition, tekken_fields
 from service.gguf.vocabulary.templates import template_fields
 from service.gguf.vocabulary.tokens import Vocabulary
+from service.gguf.vocabulary.unigram import MODEL_FILE, listed_unigram_fields, unigram_fields
 from service.gguf.vocabulary.word_piece import listed_definition, word_piece_fields
 
 __all__ = ["Vocabulary", "read_vocabulary"]
@@ -31,12 +33,17 @@ def read_vocabulary(files: Files, architecture: str, vocab_size: int) -> Vocabul
     Raises InvalidModel for damaged files and for tokenizers that llama.cpp does not know.
     """
     definition = read_definition(files)
+    tekken = None
+    if definition is None and files.path("tokenizer.model") is None and architecture == "llama":
+        definition = tekken = tekken_definition(files)
     if architecture == "bert":
         fields, size = _of_encoder(files, definition, vocab_size)
         definition = definition or listed_definition(files)
     else:
         fields, size = _of_decoder(files, definition, architecture, vocab_size)
     fields += special_token_fields(files, definition, size)
+    if tekken is not None:
+        fields += tekken_fields(tekken)
     if architecture in ("llama", "smollm3"):
         fields += _own_of_llama(files, vocab_size)
     fields += template_fields(files)
@@ -51,8 +58,9 @@ def _of_decoder(files: Files, definition: Definition | None, architecture: str, 
         fields, size = sentence_piece_fields(files, size, as_phi3=architecture == "phi3")
     elif definition is None:
         raise InvalidModel(
-            "The checkpoint has no tokenizer that can be read: neither tokenizer.model nor tokenizer.json. Add one of "
-            "them, or save the tokenizer with transformers: tokenizer.save_pretrained(folder)."
+            "The checkpoint has no tokenizer that can be read: neither tokenizer.model nor tokenizer.json (nor, of "
+            "Mistral's, tekken.json). Add one of them, or save the tokenizer with transformers: "
+            "tokenizer.save_pretrained(folder)."
         )
     elif definition.model != "BPE":
         raise InvalidModel("tokenizer.json is no BPE tokenizer, which models of this kind have; check the files.")
@@ -66,17 +74,22 @@ def _of_decoder(files: Files, definition: Definition | None, architecture: str, 
 
 
 def _of_encoder(files: Files, definition: Definition | None, size: int) -> tuple[list[Field], int]:
-    definition = definition or listed_definition(files)
     if definition is None:
-        raise InvalidModel("The checkpoint has neither tokenizer.json nor vocab.txt; add the tokenizer's files.")
+        listed = listed_unigram_fields(files, size)
+        if listed is not None:
+            return listed
+        definition = listed_definition(files)
+    if definition is None:
+        raise InvalidModel(
+            f"The checkpoint has neither tokenizer.json nor vocab.txt nor {MODEL_FILE}; add the tokenizer's files."
+        )
     if definition.model == "WordPiece":
         return word_piece_fields(definition, size)
-    if definition.model == "BPE" and not definition.byte_fallback:
+    if definition.model == "Unigram":
+        return unigram_fields(definition, size)
+    if not definition.byte_fallback:
         return byte_pair_fields(definition, size)
-    raise InvalidModel(
-        "Encoders with a Unigram tokenizer (XLM-RoBERTa and its kin) cannot be converted here; convert the model with "
-        "llama.cpp's convert_hf_to_gguf.py and import the GGUF file."
-    )
+    raise InvalidModel("tokenizer.json is a BPE tokenizer with bytes as a fallback, which no encoder has; check it.")
 
 
 def _own_of_llama(files: Files, size: int) -> list[Field]:

@@ -60,6 +60,12 @@ def _letters() -> dict[str, int]:
 
 
 _BYTES = _letters()
+_LETTERS = {byte: letter for letter, byte in _BYTES.items()}
+
+
+def letters_of(text: bytes) -> str:
+    """Bytes in the letters that stand for them."""
+    return "".join(_LETTERS[byte] for byte in text)
 
 
 def _shown(text: str) -> str:

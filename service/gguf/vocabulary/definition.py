@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
+from service.gguf.header import MAX_TOKENS
 from service.gguf.vocabulary import values
-from service.gguf.vocabulary.tokens import MAX_TOKENS
 
 _MAX_STEPS = 64
+_MAX_SCORE = 1e30  # a log probability; the sums of many stay finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Definition:
     """A tokenizer.json. Steps of a Sequence are listed one after the other.
 
     `model` is "BPE", "WordPiece" or "Unigram". `pieces` are the learned ones, ids by text; `merges` pairs in order.
+    A Unigram model has them in `scored` by id, each with its log probability, and `unknown` is the id for all others.
     """
 
     model: str
@@ -45,6 +47,8 @@ class Definition:
     normalizers: tuple[Mapping[str, Any], ...]
     pre_tokenizers: tuple[Mapping[str, Any], ...]
     processors: tuple[Mapping[str, Any], ...]
+    scored: tuple[tuple[str, float], ...] = ()
+    unknown: int | None = None
 
 
 def read_definition(files: Files) -> Definition | None:
@@ -61,9 +65,10 @@ def read_definition(files: Files) -> Definition | None:
         kind = "BPE" if "merges" in model else "WordPiece"
     if kind not in ("BPE", "WordPiece", "Unigram"):
         raise InvalidModel("The tokenizer is neither BPE nor WordPiece nor Unigram; convert the model with llama.cpp.")
+    scored = tuple(_scored(model.get("vocab"))) if kind == "Unigram" else ()
     return Definition(
         model=kind,
-        pieces={} if kind == "Unigram" else _pieces(model.get("vocab")),
+        pieces={text: number for number, (text, _) in enumerate(scored)} or _pieces(model.get("vocab")),
         merges=tuple(_merges(model.get("merges"))) if kind == "BPE" else (),
         added=tuple(_added(file.get("added_tokens"), files)),
         byte_fallback=values.flag(model.get("byte_fallback"), "byte_fallback"),
@@ -72,6 +77,8 @@ def read_definition(files: Files) -> Definition | None:
         normalizers=tuple(_steps(file.get("normalizer"), "normalizers")),
         pre_tokenizers=tuple(_steps(file.get("pre_tokenizer"), "pretokenizers")),
         processors=tuple(_steps(file.get("post_processor"), "processors")),
+        scored=scored,
+        unknown=None if not scored or model.get("unk_id") is None else values.number(model["unk_id"], "unk_id"),
     )
 
 
@@ -80,6 +87,20 @@ def _pieces(value: object) -> dict[str, int]:
     if len(pieces) > MAX_TOKENS:
         raise InvalidModel(f"The tokenizer has more than {MAX_TOKENS} tokens.")
     return {text: values.number(identity, "the id of a token") for text, identity in pieces.items()}
+
+
+def _scored(value: object) -> Iterator[tuple[str, float]]:
+    pairs = values.sequence(value, "its vocabulary")
+    if not 0 < len(pairs) <= MAX_TOKENS:
+        raise InvalidModel(f"The tokenizer has {len(pairs)} tokens; 1 to {MAX_TOKENS} are allowed.")
+    for pair in pairs:
+        match pair:
+            case [str(text), int() | float() as score] if not isinstance(score, bool) and abs(score) <= _MAX_SCORE:
+                yield text, float(score)
+            case _:
+                raise InvalidModel(
+                    "The tokenizer's vocabulary holds what is no scored piece; download its files again."
+                )
 
 
 def _merges(value: object) -> Iterator[tuple[str, str]]:

@@ -1,39 +1,24 @@
-"""SentencePiece models (tokenizer.model: Llama 2, Mistral, Gemma, Phi 3) and tokenizers converted from them.
+"""SentencePiece's BPE (tokenizer.model: Llama 2, Mistral, Gemma, Phi 3) and tokenizers converted from it.
 
-Runs in job children. Reads the protobuf itself, as much as is needed of it: no parser runs on a stranger's file that
-was not written for one. GGUF calls this kind of vocabulary "llama": pieces with scores, the best pair merged
-first.
+Runs in job children. GGUF calls this kind of vocabulary "llama": pieces with scores, the best pair merged first.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
 from service.gguf.vocabulary import values
 from service.gguf.vocabulary.definition import AddedToken, Definition, config_tokens
-from service.gguf.vocabulary.tokens import MAX_TOKENS, Kind, Tokens, looks_special, padded_size
+from service.gguf.vocabulary.piece_model import MAX_MODEL_BYTES, read_model
+from service.gguf.vocabulary.tokens import Kind, Tokens, looks_special, padded_size
 
-MAX_MODEL_BYTES = 64 * 1024 * 1024
 _ADDED_SCORE = -1000.0  # what llama.cpp's converter gives tokens that were not learned
 _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _SPACE = "▁"
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of a SentencePiece model; its id is its place."""
-
-    text: bytes
-    score: float
-    kind: Kind
 
 
 def sentence_piece_fields(files: Files, size: int, *, as_phi3: bool) -> tuple[list[Field], int]:
@@ -42,9 +27,9 @@ def sentence_piece_fields(files: Files, size: int, *, as_phi3: bool) -> tuple[li
     Files that name tokens afterwards have the last word: added_tokens.json, tokenizer_config.json and, for Phi 3,
     tokenizer.json. Raises InvalidModel.
     """
-    model = files.content("tokenizer.model", MAX_MODEL_BYTES)
-    assert model is not None
-    pieces = read_pieces(model)
+    content = files.content("tokenizer.model", MAX_MODEL_BYTES)
+    assert content is not None
+    pieces = read_model(content).pieces
     tokens = Tokens.of(padded_size(range(len(pieces)), size))
     for number, piece in enumerate(pieces[: len(tokens)]):
         kind = Kind.NORMAL if piece.kind is Kind.USER_DEFINED else piece.kind
@@ -132,80 +117,3 @@ def _prefix_space(definition: Definition) -> bool:
                     "model's tokenizer.model."
                 )
     return prefix
-
-
-# ---- the protobuf ----
-
-
-def read_pieces(model: bytes) -> list[Piece]:
-    """The pieces of a SentencePiece ModelProto, in order. Raises InvalidModel."""
-    pieces = []
-    for number, value in _messages(model):
-        if number == 1 and isinstance(value, memoryview):
-            pieces.append(_piece(value))
-            if len(pieces) > MAX_TOKENS:
-                raise InvalidModel(f"tokenizer.model has more than {MAX_TOKENS} pieces.")
-    if not pieces:
-        raise _damaged()
-    return pieces
-
-
-def _piece(message: memoryview) -> Piece:
-    text, score, kind = b"", 0.0, 1
-    for number, value in _messages(message):
-        match number, value:
-            case 1, memoryview():
-                text = bytes(value)
-            case 2, float():
-                score = value
-            case 3, int():
-                kind = value
-    try:
-        text.decode()
-        named = Kind(kind)
-    except ValueError:
-        raise _damaged() from None
-    if not math.isfinite(score):
-        raise _damaged()
-    return Piece(text, score, named)
-
-
-def _messages(data: bytes | memoryview) -> Iterator[tuple[int, int | float | memoryview]]:
-    """Fields of a message: varints as int, 32 bits as float, the rest as bytes. Groups, long gone, are refused."""
-    view = memoryview(data)
-    place = 0
-    while place < len(view):
-        key, place = _varint(view, place)
-        number, wire = key >> 3, key & 7
-        value: Any
-        if wire == 0:
-            value, place = _varint(view, place)
-        elif wire == 2:
-            length, place = _varint(view, place)
-            value, place = view[place : place + length], place + length
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-            value, place = view[place : place + length], place + length
-            if wire == 5 and len(value) == 4:
-                value = struct.unpack("<f", value)[0]
-        else:
-            raise _damaged()
-        if place > len(view) or not number:
-            raise _damaged()
-        yield number, value
-
-
-def _varint(view: memoryview, place: int) -> tuple[int, int]:
-    value = 0
-    for step in range(10):
-        if place + step >= len(view):
-            break
-        byte = view[place + step]
-        value |= (byte & 0x7F) << (7 * step)
-        if byte < 0x80:
-            return value, place + step + 1
-    raise _damaged()
-
-
-def _damaged() -> InvalidModel:
-    return InvalidModel("tokenizer.model is damaged or no SentencePiece model; download it again.")

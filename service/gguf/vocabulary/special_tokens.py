@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
 from service.gguf.vocabulary import values
 from service.gguf.vocabulary.definition import Definition
@@ -106,7 +106,9 @@ def _model_number(model: Mapping[str, Any], key: str) -> int | None:
     number = model.get(key)
     if number is None and isinstance(model.get("text_config"), dict):
         number = model["text_config"].get(key)
-    if isinstance(number, bool) or not isinstance(number, int):  # lists, where several tokens end a text
+    if key == "eos_token_id" and isinstance(number, list) and number:  # several end a text; llama.cpp knows the others
+        number = number[0]
+    if isinstance(number, bool) or not isinstance(number, int):
         return None
     if number < 0:
         raise InvalidModel(f"config.json has a negative {key}; download it again.")

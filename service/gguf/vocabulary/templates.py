@@ -8,10 +8,11 @@ from __future__ import annotations
 from string import ascii_letters, digits
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import TEMPLATES_FOLDER, Files
 from service.gguf.fields import Field
 from service.gguf.vocabulary.tokens import encoded
 
+_ENDING = ".jinja"
 MAX_TEMPLATES = 16
 MAX_TEMPLATE_CHARACTERS = 128 * 1024
 """As many as the engine renders."""
@@ -22,7 +23,7 @@ def template_fields(files: Files) -> list[Field]:
     config = files.json("tokenizer_config.json") or {}
     found = config.get("chat_template")
     if found is None:
-        found = files.text("chat_template.jinja")
+        found = _of_files(files)
     if found is None:
         found = (files.json("chat_template.json") or {}).get("chat_template")
     if isinstance(found, str):
@@ -30,6 +31,19 @@ def template_fields(files: Files) -> list[Field]:
     if isinstance(found, list):
         return _named(found)
     return []
+
+
+def _of_files(files: Files) -> object:
+    """chat_template.jinja, and as named ones beside it those of its folder. Raises InvalidModel."""
+    default = files.text("chat_template.jinja")
+    others = [name for name in files.names if name.startswith(TEMPLATES_FOLDER) and name.endswith(_ENDING)]
+    if default is None or not others:
+        return default
+    entries: list[object] = [{"name": "default", "template": default}]
+    for name in others[: MAX_TEMPLATES + 1]:
+        bare = name.removeprefix(TEMPLATES_FOLDER).removesuffix(_ENDING)
+        entries.append({"name": bare, "template": files.text(name)})
+    return entries
 
 
 def _named(entries: list[object]) -> list[Field]:

@@ -11,9 +11,7 @@ from enum import IntEnum
 
 from service.domain.errors import InvalidModel
 from service.gguf.fields import Field
-
-MAX_TOKENS = 1 << 21
-"""The largest vocabularies published have a quarter of a million."""
+from service.gguf.header import MAX_TOKENS
 
 MAX_TOKEN_BYTES = 1 << 16
 

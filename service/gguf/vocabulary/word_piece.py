@@ -6,11 +6,12 @@ Runs in job children. BERT marks pieces within words ("##ing"); llama.cpp's mark
 from __future__ import annotations
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.fields import Field
+from service.gguf.header import MAX_TOKENS
 from service.gguf.vocabulary.byte_pair import kind_of
 from service.gguf.vocabulary.definition import AddedToken, Definition
-from service.gguf.vocabulary.tokens import MAX_TOKENS, Kind, Tokens, encoded, padded_size
+from service.gguf.vocabulary.tokens import Kind, Tokens, encoded, padded_size
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

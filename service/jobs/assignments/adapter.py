@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.domain.adapters import check_name
+from service.domain.addresses import parse_address
 from service.domain.catalog import Variant
 from service.domain.errors import BlobCorrupt, BlobNotFound, InvalidParameter
 from service.domain.jobs import AdapterSpec, Step
-from service.domain.remote import admit, origin_of, parse_address
+from service.domain.reach import admit, origin_of
 from service.jobs.assignments.bench import Bench, Remark
 from service.jobs.messages import AdapterMade, AdapterTask, NamedPath, Outcome, Task
 from service.jobs.server_paths import ADAPTER_PATHS, check_readable
 
 FETCH, COPY, CONVERT, CHECK, LOAD = "fetch", "copy", "convert", "check", "load"
-FOLDER = "adapter"
-"""The kind of the folder among the transfers that files from elsewhere come into."""
 # The base is loaded and computes a few tokens; that is most of the work of small adapters.
 _LOAD_SHARE = 8
 _LEAST_WEIGHT_BYTES = 4 * 1024**2
@@ -40,7 +39,6 @@ class AdapterAssignment:
         self._model = base.model
         self._temp = bench.temp("adapter")
         self._name: str | None = None
-        self._folder: Path | None = None
         if spec.source is not None:
             self._prepare_fetch(spec.source, base, bench)
             return
@@ -69,12 +67,11 @@ class AdapterAssignment:
         self.weights = (work, work, _LEAST_WEIGHT_BYTES + base.size_bytes // _LOAD_SHARE)[-len(self.steps) :]
 
     def _prepare_fetch(self, source: str, base: Variant, bench: Bench) -> None:
-        blobs, partials = bench.stores.blobs, bench.stores.partials
+        blobs = bench.stores.blobs
         admit(origin_of(parse_address(source), bench.access), bench.access.hosts)
         blobs.check_space(0)
         self.task = None
         if bench.job_id != "new":  # it is to run, and not only to be queued
-            self._folder = partials.folder(FOLDER, source)
             self.task = AdapterTask(
                 source=source,
                 target=str(self._temp),
@@ -83,7 +80,7 @@ class AdapterAssignment:
                 digest=None,
                 niceness=min(bench.niceness, _FETCHING_NICENESS),
                 access=bench.access,
-                folder=str(self._folder),
+                transfers=str(bench.stores.partials.root),
                 room_bytes=max(1, blobs.room_bytes()),
             )
         self.steps = tuple(Step(name) for name in (FETCH, CONVERT, CHECK, LOAD))
@@ -114,9 +111,7 @@ class AdapterAssignment:
         """It is done when its steps are."""
 
     def settle(self) -> None:
-        """An adapter that was entered stays; what was fetched for it is the blob now."""
-        if self._folder is not None and (self._name is not None or not any(self._folder.iterdir())):
-            self._bench.stores.partials.discard(self._folder)
+        """An adapter that was entered stays."""
 
     def result(self) -> tuple[str, ...]:
         """The adapter's name."""

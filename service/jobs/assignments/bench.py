@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from service import machine
 from service.domain.catalog import LevelPlan, Variant
-from service.domain.errors import BlobNotFound, Conflict
+from service.domain.errors import BlobCorrupt, BlobNotFound, Conflict
 from service.domain.jobs import JobStatus, Step
 from service.domain.recipes import Recipe
 from service.domain.remote import RemoteAccess
@@ -67,7 +68,12 @@ class Bench:
         return found
 
     def blob(self, digest: str, what: str) -> str:
-        """The path of a blob. Raises BlobNotFound naming `what` it holds, BlobCorrupt for a changed file elsewhere."""
+        """The path of a blob. Raises BlobNotFound naming `what` it holds; BlobCorrupt for damage that is known, and for
+        a changed file elsewhere.
+        """
+        known = self.stores.catalog.blob(digest)
+        if known is not None and known.corrupt:
+            raise BlobCorrupt(f"The bytes of {what} no longer match their digest; bring them again.", param="digest")
         if not self.stores.blobs.has(digest):
             if self.stores.blobs.outside.get(digest) is not None:
                 care.loadable(self.stores.catalog, self.stores.blobs, digest)
@@ -83,7 +89,8 @@ class Bench:
         corrupt = known is not None and known.corrupt
         self.stores.blobs.commit(temp, digest, size_bytes, replace=corrupt, linked=linked)
         if corrupt:
-            care.mended(self.stores.catalog, self.stores.blobs, digest)
+            with suppress(BlobNotFound):  # deleted meanwhile: whoever commits it enters it anew
+                care.mended(self.stores.catalog, self.stores.blobs, digest)
 
 
 @dataclass(frozen=True, slots=True)

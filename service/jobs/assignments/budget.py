@@ -65,7 +65,8 @@ class BudgetAssignment(LaboratoryAssignment):
 
     def _plan_parts(self) -> list[Part]:
         parts: list[Part] = []
-        if self._calibration is not None and self._mix is None:
+        # A job that goes on keeps its steps.
+        if self._calibration is not None and (self._mix is None or self._calibration.digest is not None):
             parts.append(self._calibration.part())
         parts.append(self._search_part())
         if self._evaluation is not None:

@@ -1,29 +1,26 @@
 """A pull: a model fetched from elsewhere becomes one variant. Server process.
 
-The folder of the transfer lies beside the blobs and outlives the run: a pull that was cancelled, or whose server went
-down, goes on where it ended. It is removed when the variant is there, or the file turned out to be no model.
+What the child fetches lies beside the blobs and outlives the run (`store/partials.py`): a pull that was cancelled, or
+whose server went down, goes on where it ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from service.domain.addresses import parse_address
 from service.domain.catalog import Lineage
 from service.domain.errors import BlobNotFound
 from service.domain.jobs import PullSpec, Step
 from service.domain.names import parse_ref
-from service.domain.remote import admit, origin_of, parse_address
+from service.domain.reach import admit, origin_of
 from service.jobs.assignments.bench import Bench, Remark
 from service.jobs.messages import Made, Outcome, PullTask, Task
-from service.store.stores import Stores
 
 LOOK_UP, FETCH, CONVERT, CHECK, PLAN, LOAD = "look up", "fetch", "convert", "check", "plan", "load"
 # How large the file is is not known before it is looked up: these say how long each step takes beside the others.
 _WEIGHTS = {LOOK_UP: 1, FETCH: 100, CONVERT: 10, CHECK: 1, PLAN: 4, LOAD: 4}
 _FETCHING_NICENESS = 5
-FOLDER = "pull"
-"""The kind of a pull's folder among the transfers."""
 
 
 class PullAssignment:
@@ -34,18 +31,15 @@ class PullAssignment:
         self._spec = spec
         self._bench = bench
         self._name: str | None = None
-        self._is_over = False
         blobs = bench.stores.blobs
         admit(origin_of(parse_address(spec.source), bench.access), bench.access.hosts)
         blobs.check_space(0)
-        self._folder = bench.stores.partials.root
         self._temp = bench.temp("pull")
         self.task: Task | None = None
         if bench.job_id != "new":  # it is to run, and not only to be queued
-            self._folder = bench.stores.partials.folder(FOLDER, spec.source)
             self.task = PullTask(
                 source=spec.source,
-                folder=str(self._folder),
+                transfers=str(bench.stores.partials.root),
                 target=str(self._temp),
                 name=spec.name,
                 access=bench.access,
@@ -54,8 +48,7 @@ class PullAssignment:
                 blobs=str(blobs.root),
                 damaged=tuple(blob.digest for blob in bench.stores.catalog.blobs() if blob.corrupt),
                 memory_bytes=bench.memory_bytes,
-                # What has come already is counted as taken.
-                room_bytes=max(1, blobs.room_bytes() + bytes_in(self._folder)),
+                room_bytes=max(1, blobs.room_bytes()),
             )
         self.steps = tuple(map(Step, _WEIGHTS))
         self.weights = tuple(_WEIGHTS.values())
@@ -81,7 +74,6 @@ class PullAssignment:
             converted_from=outcome.converted_from,
         )
         self._name = catalog.add_variant(parse_ref(self._spec.name), file, lineage).name
-        self._is_over = True
         return None
 
     def remarks(self) -> Sequence[Remark]:
@@ -92,20 +84,8 @@ class PullAssignment:
         """It is done when its steps are."""
 
     def settle(self) -> None:
-        """What came is the blob now; of what has not come there is nothing to go on with."""
-        if self.task is not None and (self._is_over or not bytes_in(self._folder)):
-            self._bench.stores.partials.discard(self._folder)
+        """Nothing was entered before the end."""
 
     def result(self) -> tuple[str, ...]:
         """The variant's name."""
         return () if self._name is None else (self._name,)
-
-
-def discard_refused_pull(spec: PullSpec, stores: Stores) -> None:
-    """Remove what has come of a file that is no model: it would be none the next time either."""
-    stores.partials.discard(stores.partials.folder(FOLDER, spec.source))
-
-
-def bytes_in(folder: Path) -> int:
-    """Bytes that the files of a folder take on the disk; 0 where there is none."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.glob("*"))

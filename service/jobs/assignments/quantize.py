@@ -73,7 +73,8 @@ class QuantizeAssignment(LaboratoryAssignment):
 
     def _first_parts(self, to_make: bool) -> list[Part]:
         parts: list[Part] = []
-        if self._calibration is not None and to_make:
+        # A job that goes on keeps its steps: a matrix that is there stays one of them when no level is left to make.
+        if self._calibration is not None and (to_make or self._calibration.digest is not None):
             parts.append(self._calibration.part())
         if self._evaluation is not None:
             # What the source says of the text is what each level is held to.

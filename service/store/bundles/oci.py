@@ -15,6 +15,11 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.docker.ai.model.config.v0.1+json"
 GGUF_TYPE = "application/vnd.docker.ai.gguf.v3"
+# Ours: what goes with a model. Their files are GGUF as well, and no models; readers of models pass them over.
+ADAPTER_CONFIG_TYPE = "application/vnd.quantry.adapter.config.v1+json"
+ADAPTER_TYPE = "application/vnd.quantry.adapter.v1"
+MATRIX_CONFIG_TYPE = "application/vnd.quantry.importance-matrix.config.v1+json"
+MATRIX_TYPE = "application/vnd.quantry.importance-matrix.v1"
 
 INDEX_TYPES = frozenset({INDEX_TYPE, "application/vnd.docker.distribution.manifest.list.v2+json"})
 MANIFEST_TYPES = frozenset({MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json", ""})

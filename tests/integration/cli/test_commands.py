@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from service.cli.failures import ExitCode
 from service.cli.program import build
-from tests.server import GLOSS, MakeServer, Server
+from tests.server import GLOSS, KEY, Server, stocked
 
 VARIANTS = ("gloss:F16", "gloss:Q8_0", "gloss:Q4_K_M", "gloss:Q2_K")
 
@@ -28,9 +28,9 @@ def document(server: Server, *arguments: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One for the tests that change things, each under names of its own."""
-    server = Server(tmp_path_factory.mktemp("cli-server") / "home", {}).start()
+def own_server(tmp_path_factory: pytest.TempPathFactory, gloss_home: Path) -> Any:
+    """One with gloss:F16 for the tests that change things, each under names of its own."""
+    server = Server(stocked(tmp_path_factory.mktemp("cli-server") / "home", gloss_home), {}).start()
     yield server
     server.close()
 
@@ -98,7 +98,7 @@ def test_ps_shows_what_run_loaded_and_stop_unloads_it(gloss_server: Server) -> N
 
 
 def test_jobs_lists_shows_and_follows_those_that_ended(gloss_server: Server) -> None:
-    newest = document(gloss_server, "jobs")["data"][0]
+    newest = next(job for job in document(gloss_server, "jobs")["data"] if job["kind"] == "quantize")
     assert newest["id"] in run(gloss_server, "jobs").stdout
     assert "Q4_K_M" in run(gloss_server, "jobs", newest["id"]).stdout
     assert run(gloss_server, "jobs", newest["id"], "--watch").exit_code == 0
@@ -154,17 +154,15 @@ def test_a_path_that_only_this_side_can_name_is_told_with_upload(own_server: Ser
     assert "--upload" in result.stderr
 
 
-def test_a_server_that_takes_no_paths_is_sent_the_bytes(make_server: MakeServer) -> None:
-    key = "a-key-that-is-long-enough"
-    server = make_server(QUANTRY_API_KEYS=key)
-    assert run(server, "import", "sent", str(GLOSS), "--api-key", key).exit_code == 0
-    refused = run(server, "import", "named", str(GLOSS), "--no-upload", "--api-key", key)
+def test_a_server_that_takes_no_paths_is_sent_the_bytes(keyed_server: Server) -> None:
+    assert run(keyed_server, "import", "sent", str(GLOSS), "--api-key", KEY).exit_code == 0
+    refused = run(keyed_server, "import", "named", str(GLOSS), "--no-upload", "--api-key", KEY)
     assert refused.exit_code == ExitCode.FAILED
     assert "--upload" in refused.stderr
 
 
 def test_quantize_waits_shows_each_level_and_lists_what_it_made(own_server: Server) -> None:
-    run(own_server, "import", "made", str(GLOSS))
+    run(own_server, "cp", "gloss:F16", "made")
     result = run(own_server, "quantize", "made", "q4_k", "Q8_0")
     assert result.exit_code == 0
     assert "Q4_K_M: succeeded (1 of 2)" in result.stderr
@@ -172,7 +170,7 @@ def test_quantize_waits_shows_each_level_and_lists_what_it_made(own_server: Serv
 
 
 def test_quantize_as_json_is_the_job_a_line_each_to_its_end(own_server: Server) -> None:
-    run(own_server, "import", "lines", str(GLOSS))
+    run(own_server, "cp", "gloss:F16", "lines")
     result = run(own_server, "quantize", "lines", "Q4_0", "--json")
     jobs = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(jobs) >= 2
@@ -181,7 +179,7 @@ def test_quantize_as_json_is_the_job_a_line_each_to_its_end(own_server: Server) 
 
 
 def test_a_lossy_source_needs_the_flag_and_stays_marked(own_server: Server) -> None:
-    run(own_server, "import", "lossy", str(GLOSS))
+    run(own_server, "cp", "gloss:F16", "lossy")
     run(own_server, "quantize", "lossy", "Q4_0")
     refused = run(own_server, "quantize", "lossy:Q4_0", "Q2_K")
     assert refused.exit_code == ExitCode.FAILED
@@ -192,25 +190,23 @@ def test_a_lossy_source_needs_the_flag_and_stays_marked(own_server: Server) -> N
 
 
 def test_a_detached_job_is_followed_later(own_server: Server) -> None:
-    run(own_server, "import", "later", str(GLOSS))
+    run(own_server, "cp", "gloss:F16", "later")
     job = document(own_server, "quantize", "later", "Q5_0", "--detach")
     assert run(own_server, "jobs", job["id"], "--watch").exit_code == 0
     assert "later:Q5_0" in own_server.names()
 
 
 def test_cp_and_rm_change_names_and_ask_nothing_in_a_pipe(own_server: Server) -> None:
-    run(own_server, "import", "first", str(GLOSS))
+    run(own_server, "cp", "gloss:F16", "first")
     assert "second is second:F16" in run(own_server, "cp", "first", "second").stdout
     gone = document(own_server, "rm", "first", "second:f16")
     assert [one["variants"] for one in gone["data"]] == [["first:F16"], ["second:F16"]]
     assert not {"first:F16", "second:F16"} & set(own_server.names())
 
 
-def test_a_key_is_asked_for_and_taken_from_option_or_environment(make_server: MakeServer) -> None:
-    key = "a-key-that-is-long-enough"
-    server = make_server(QUANTRY_API_KEYS=key)
-    refused = run(server, "list")
+def test_a_key_is_asked_for_and_taken_from_option_or_environment(keyed_server: Server) -> None:
+    refused = run(keyed_server, "list")
     assert refused.exit_code == ExitCode.FAILED
     assert "--api-key" in refused.stderr
-    assert run(server, "list", "--api-key", key).exit_code == 0
-    assert run(server, "list", env={"QUANTRY_API_KEY": key}).exit_code == 0
+    assert run(keyed_server, "list", "--api-key", KEY).exit_code == 0
+    assert run(keyed_server, "list", env={"QUANTRY_API_KEY": KEY}).exit_code == 0

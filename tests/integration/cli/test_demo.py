@@ -13,18 +13,15 @@ import pytest
 from service.cli.demo_models import LEVELS
 from service.cli.failures import ExitCode
 from tests.integration.cli.terminal import quantry
-from tests.server import GLOSS, MakeServer
+from tests.server import GLOSS, Server, free_port, until
 
 
 @pytest.fixture
 def demo_settings(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A home of its own, a free port, and no SmolLM2 (test_smollm2 has it): a server that was left is ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     settings = {
         "QUANTRY_HOME": str(tmp_path / "home"),
-        "QUANTRY_PORT": str(port),
+        "QUANTRY_PORT": str(free_port()),
         "QUANTRY_SMOLLM2": str(tmp_path / "absent.gguf"),
         "QUANTRY_DISK_RESERVE_BYTES": str(64 << 20),
     }
@@ -45,11 +42,11 @@ def test_the_demo_shows_q2_k_get_it_wrong_and_the_second_run_reuses_everything(d
     assert [answer["right"] for answer in report["answers"]] == [True, True, False]
     assert not any("quantized" in step["step"] or "imported" in step["step"] for step in report["steps"])
     assert str(report["pid"]) in first.stdout
-    assert report["seconds"] < 10
+    assert report["seconds"] < 60  # two, on a machine that does nothing else
 
     stopped = quantry("", "stop-server", "--json", **demo_settings)
     assert json.loads(stopped.stdout) == {"stopped": True, "pid": report["pid"]}
-    assert not psutil.pid_exists(report["pid"])
+    until(lambda: not psutil.pid_exists(report["pid"]))
 
 
 def test_a_taken_port_is_told_with_the_variable_and_nothing_is_left(demo_settings: dict[str, str]) -> None:
@@ -62,8 +59,8 @@ def test_a_taken_port_is_told_with_the_variable_and_nothing_is_left(demo_setting
     assert not (Path(demo_settings["QUANTRY_HOME"]) / "server.json").exists()
 
 
-def test_without_serving_the_demo_uses_the_server_it_is_given(make_server: MakeServer) -> None:
-    server = make_server()
+def test_without_serving_the_demo_uses_the_server_it_is_given(clean_server: Server) -> None:
+    server = clean_server
     done = quantry(
         "", "demo", "--no-serve", "--url", server.url,
         QUANTRY_DEMO_MODELS=str(GLOSS.parent), QUANTRY_SMOLLM2="/nowhere", QUANTRY_HOME=str(server.home / "unused"),

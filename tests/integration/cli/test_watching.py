@@ -8,15 +8,16 @@ from collections.abc import Callable
 
 from service.cli.failures import ExitCode
 from tests.integration.cli.terminal import Terminal, argv, environment, quantry
-from tests.server import MakeServer
+from tests.server import MakeServer, Server, free_port
 
-MANY = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
+MANY = ("Q4_0", "IQ3_S", "Q5_0", "Q6_K")  # the second takes a second or two, so that the job is seen at work
+MORE = ("IQ3_M", "IQ4_XS", "IQ4_NL")  # and these, of a job that is cancelled: it must not end before
 
 
 def test_bars_move_and_ctrl_c_leaves_the_job_running(
-    make_server: MakeServer, on_terminal: Callable[..., Terminal]
+    clean_server: Server, on_terminal: Callable[..., Terminal]
 ) -> None:
-    server = make_server()
+    server = clean_server
     server.add_gloss()
     watching = on_terminal(server.url, "quantize", "gloss", *MANY)
     seen = watching.wait_for("Q6_K")
@@ -29,10 +30,10 @@ def test_bars_move_and_ctrl_c_leaves_the_job_running(
     assert set(server.names()) == {"gloss:F16", *(f"gloss:{label}" for label in MANY)}
 
 
-def test_a_job_is_cancelled_and_what_it_finished_stays(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_job_is_cancelled_and_what_it_finished_stays(clean_server: Server) -> None:
+    server = clean_server
     server.add_gloss()
-    job = json.loads(quantry(server.url, "quantize", "gloss", *MANY, "--detach", "--json").stdout)
+    job = json.loads(quantry(server.url, "quantize", "gloss", *MANY, *MORE, "--detach", "--json").stdout)
     server.wait_for_job(job["id"], lambda now: now["progress"] > 0)
     assert quantry(server.url, "jobs", job["id"], "--cancel").returncode == 0
     ended = server.wait_for_job(job["id"])
@@ -42,12 +43,8 @@ def test_a_job_is_cancelled_and_what_it_finished_stays(make_server: MakeServer) 
     assert "was cancelled" in followed.stderr
 
 
-def test_a_server_that_is_killed_and_comes_back_ends_no_watching(make_server: MakeServer) -> None:
-    server = make_server()
-    port = server.url.rpartition(":")[2]
-    server.stop()
-    server = make_server(QUANTRY_PORT=port)
-    server.add_gloss()
+def test_a_server_that_is_killed_and_comes_back_ends_no_watching(make_gloss_server: MakeServer) -> None:
+    server = make_gloss_server(QUANTRY_PORT=str(free_port()))
     with subprocess.Popen(
         argv("quantize", "gloss", *MANY, "--json"), env=environment(QUANTRY_URL=server.url), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
@@ -65,9 +62,9 @@ def test_a_server_that_is_killed_and_comes_back_ends_no_watching(make_server: Ma
 
 
 def test_rm_asks_on_a_terminal_and_no_keeps_everything(
-    make_server: MakeServer, on_terminal: Callable[..., Terminal]
+    clean_server: Server, on_terminal: Callable[..., Terminal]
 ) -> None:
-    server = make_server()
+    server = clean_server
     server.add_gloss()
     asking = on_terminal(server.url, "rm", "gloss")
     asking.wait_for("gloss:F16")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.files import read_header
 from service.gguf.peft import convert_adapter
 from service.llama.adapter import Adapter, use_adapters

@@ -28,7 +28,7 @@ _LINES = re.compile(r"\], (?=\")|\{(?=\")")
 
 RECORD = Path(__file__).with_name("reference.json")
 DRIVER = Path(__file__).with_name("run_reference.py")
-REQUIREMENTS = ("torch", "transformers==4.57.6", "sentencepiece", "safetensors", "numpy", "protobuf")
+REQUIREMENTS = ("torch", "transformers==4.57.6", "sentencepiece", "safetensors", "numpy", "protobuf", "mistral-common")
 """Of transformers the release that llama.cpp's converter asks for; its fifth rewrites tokenizers as it loads them."""
 
 RUNS = {family: [("F32", "f32"), ("F32", "f16"), ("BF16", "bf16")] for family in checkpoints.FAMILIES} | {
@@ -107,11 +107,40 @@ IGNORED_KEYS: Mapping[str, str] = {
 }
 """Keys that are not compared, each with the reason."""
 
+_SPACE_PREFIX = (
+    "The reference asks for a field that the tokenizer's class does not have. As spaces are merged, llama.cpp begins "
+    "every word with one all the same."
+)
+_LISTED = (
+    "The reference takes what the ends of a text are from tokenizer.json alone; without it llama.cpp would end texts "
+    "only, and take </s> for what is not known."
+)
+_CODE_GEMMA = "The reference gives CodeGemma's tokens to every Gemma; llama.cpp knows all of them by their texts."
+
 DIFFERENT: Mapping[tuple[str, str], str] = {
     ("llama2-fast", "tokenizer.ggml.scores"): (
         "The reference gives every token of a tokenizer.json without tokenizer.model the score -1000, so that "
         "llama.cpp merges from the left instead of by rank; ours are the ranks, and tokens are as the model's own."
     ),
+    ("xlm-roberta", "tokenizer.ggml.add_space_prefix"): _SPACE_PREFIX,
+    ("reranker", "tokenizer.ggml.add_space_prefix"): _SPACE_PREFIX,
+    ("reranker", "bert.pooling_type"): "The reference leaves it to who serves the model.",
+    **{
+        ("xlm-roberta-slow", f"tokenizer.ggml.{name}"): _LISTED
+        for name in ("add_bos_token", "add_eos_token", "add_sep_token", "seperator_token_id", "unknown_token_id")
+    },
+    ("gemma3-vision", "tokenizer.ggml.eos_token_id"): (
+        "The reference leaves out what is a list; ours is the first, where llama.cpp would preset <bos>."
+    ),
+    ("mistral-tekken", "tokenizer.ggml.scores"): "The reference writes zeros, which llama.cpp does not read for BPE.",
+    ("mistral-tekken", "tokenizer.chat_template"): (
+        "The reference writes the name of one that llama.cpp has built in, or its own of the community's; ours is the "
+        "one in the checkpoint."
+    ),
+    **{
+        ("gemma", f"tokenizer.ggml.{name}_token_id"): _CODE_GEMMA
+        for name in ("prefix", "suffix", "middle", "fsep", "eot")
+    },
 }
 """Keys of single families that are meant to differ, each with the reason."""
 

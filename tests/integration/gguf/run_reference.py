@@ -24,7 +24,7 @@ def main() -> None:
     for job in json.load(sys.stdin):
         convert(job)
         answers.append({"tokens": tokens(Path(job["checkpoint"]), job["texts"])})
-    packages = ("torch", "transformers", "tokenizers", "sentencepiece", "numpy")
+    packages = ("torch", "transformers", "tokenizers", "sentencepiece", "mistral-common", "numpy")
     json.dump({"versions": {name: version(name) for name in packages}, "answers": answers}, sys.stdout)
 
 
@@ -55,6 +55,16 @@ def tokens(folder: Path, texts: list[str]) -> list[list[int]]:
 
         model = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         return [model.encode(text) for text in texts]
+    if (folder / "sentencepiece.bpe.model").exists():  # whose tokens transformers gives other numbers
+        from transformers import XLMRobertaTokenizer
+
+        slow = XLMRobertaTokenizer.from_pretrained(folder)
+        return [slow.encode(text, add_special_tokens=False) for text in texts]
+    if (folder / "tekken.json").exists():
+        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+        tekken = Tekkenizer.from_file(folder / "tekken.json")
+        return [tekken.encode(text, bos=False, eos=False) for text in texts]
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

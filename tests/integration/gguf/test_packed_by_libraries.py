@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.gguf.checkpoints import Files, open_tensors
+from service.gguf.checkpoint_files import Files
+from service.gguf.checkpoints import open_tensors
 from service.gguf.packed import unpacked
 from tests.checkpoints import write_safetensors
 

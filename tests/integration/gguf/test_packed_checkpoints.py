@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.gguf import convert
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from tests import checkpoints
 from tests.integration.engine.driving import greedy, running
 from tests.old_files import contents, write_ggjt, write_gguf_v1, write_llama, write_split
@@ -22,11 +21,9 @@ from tests.packing import FORMATS, pack_checkpoint
 from tests.server import Server
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("packed-server") / "home", {}).start()
-    yield server
-    server.close()
+@pytest.fixture
+def server(clean_server: Server) -> Server:
+    return clean_server
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import gguf
 import pytest
 
 from service.gguf import convert
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.llama.model import Model
 from tests import checkpoints
 from tests.integration.gguf import reference

@@ -20,7 +20,8 @@ import pytest
 
 from service.gguf import convert
 from service.gguf.adapters import read_adapter
-from service.gguf.checkpoints import Files, open_tensors
+from service.gguf.checkpoint_files import Files
+from service.gguf.checkpoints import open_tensors
 from service.gguf.files import read_header
 from service.gguf.peft import convert_adapter
 from tests import adapters, checkpoints

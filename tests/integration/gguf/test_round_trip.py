@@ -18,7 +18,7 @@ from service.domain.quants import QUANTIZATIONS
 from service.domain.recipes import Recipe
 from service.engine.embeddings import Embedder, token_lists
 from service.gguf import convert
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.files import facts, read_header
 from service.gguf.header import Header
 from service.llama.model import Model
@@ -28,7 +28,16 @@ from tests import checkpoints
 from tests.integration.engine.driving import greedy, running
 
 LEVELS = ("Q8_0", "Q4_K_M", "Q3_K_S")
-SHARED = {"llama2", "llama2-fast", "mistral", "mixtral", "phi3", "gemma3-vision"}  # their architectures are in others
+SHARED = {
+    "llama2",
+    "llama2-fast",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "gemma3-vision",
+    "xlm-roberta-slow",
+    "mistral-tekken",
+}  # their architectures are in others
 FEW = {
     family: (LEVELS[place % len(LEVELS)],) for place, family in enumerate(checkpoints.FAMILIES) if family not in SHARED
 } | {"llama": LEVELS}
@@ -64,18 +73,24 @@ def made_at(source: Path, level: str, target: Path) -> str | None:
 
 
 def speaks(path: Path, family: str) -> None:
-    """Some tokens, or a vector, come out; they are the same again."""
-    if family in checkpoints.ENCODERS:
+    """Some tokens come out, the same again; or vectors, or ranks."""
+    if family in (*checkpoints.ENCODERS, *checkpoints.RERANKERS):
+        ranks = family in checkpoints.RERANKERS
         model = Model(path, gpu_layers=0, use_extra_buffers=True)
         embedder = Embedder(model, context_length=128, batch_tokens=128, threads=2, flash_attention=True)
         try:
-            request = EmbeddingRequest(("The quick brown fox", "a small fire"))
+            texts = ("The quick brown fox", "a small fire")
+            request = EmbeddingRequest(texts, query="water?", normalize=False) if ranks else EmbeddingRequest(texts)
             embedder.submit(1, token_lists(request, model), request)
             results = dict(result for _ in range(10) for result in embedder.step())
             assert not isinstance(results[1], Failed), results[1]
             vectors = np.array([np.frombuffer(vector, "<f4") for vector in results[1].vectors])
             assert np.isfinite(vectors).all()
-            assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, rel=1e-3)
+            if ranks:
+                assert vectors.shape == (2, 1)
+                assert vectors[0] != vectors[1]
+            else:
+                assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, rel=1e-3)
         finally:
             embedder.close()
             model.close()

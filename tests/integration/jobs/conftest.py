@@ -18,8 +18,9 @@ from service.domain.catalog import Variant
 from service.domain.datasets import DatasetRef
 from service.domain.jobs import ImportSpec, Job, JobStatus, QuantizeSpec
 from service.domain.recipes import Recipe
+from service.jobs.options import RunnerOptions
 from service.jobs.queue import JobQueue
-from service.jobs.runner import JobRunner, RunnerOptions
+from service.jobs.runner import JobRunner
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database
@@ -28,6 +29,7 @@ from service.store.derived import DerivedFiles
 from service.store.laboratory import Laboratory
 from service.store.partials import Partials
 from service.store.stores import Stores
+from tests.server import children
 
 ROOT = Path(__file__).parents[3]
 GLOSS = ROOT / "demo" / "gloss-5m-f16.gguf"
@@ -100,7 +102,7 @@ class Home:
 
 def job_children(pid: int | None = None) -> list[psutil.Process]:
     """The job processes under a process."""
-    return [child for child in psutil.Process(pid).children(recursive=True) if "service.jobs.steps" in child.cmdline()]
+    return children(psutil.Process(pid), "service.jobs.steps")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from service.domain.jobs import JobStatus
 from tests.chaos.gguf_mutants import put_together, take_apart
-from tests.server import MakeServer
+from tests.server import Server
 
 LOOP, END = "{% for i in range(99999) %}", "{% endfor %}"
 
@@ -32,10 +32,10 @@ async def test_what_the_trial_of_a_template_has_shown_is_kept_with_the_variant_a
 
 
 def test_a_template_without_end_costs_an_import_seconds_and_messages_only(
-    make_server: MakeServer, tiny: dict[str, Path], tmp_path: Path
+    clean_server: Server, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     path = with_template(tiny["llama"], tmp_path / "endless.gguf", LOOP * 3 + END * 3)
-    server = make_server()
+    server = clean_server
     started = time.monotonic()
     server.json("POST", "/v1/models", 201, {"name": "endless", "path": str(path)})
     assert time.monotonic() - started < 60

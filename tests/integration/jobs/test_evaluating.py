@@ -84,8 +84,11 @@ def test_a_level_gets_a_card_with_everything_asked_for(gloss: Path, tmp_path: Pa
     assert figures.median_kld < figures.p90_kld < figures.p99_kld < figures.max_kld
     assert 0.6 < figures.same_top.value < 1
     assert card.speed is not None
-    assert (card.speed.threads, card.speed.prompt_tokens, card.speed.generation_tokens) == (2, 512, 128)
-    assert card.speed.prompt_tokens_per_second > card.speed.generation_tokens_per_second > 10
+    assert card.speed.threads == 2
+    # All of them where the machine is not too slow, or too busy (quantization/test_evaluate.py: `choose_sizes`).
+    assert 32 <= card.speed.prompt_tokens <= 512
+    assert 8 <= card.speed.generation_tokens <= 128
+    assert card.speed.prompt_tokens_per_second > card.speed.generation_tokens_per_second > 0
     assert made.stat().st_size < card.speed.memory_bytes < 2**30
     assert [(score.task, score.total) for score in card.tasks] == [("words", 12)]
     assert card.seconds > 0
@@ -119,16 +122,18 @@ def test_a_variant_without_a_source_has_a_perplexity_alone(gloss: Path, tmp_path
     assert card.text.perplexity.value == pytest.approx(with_logits.text.perplexity.value, rel=1e-5)
 
 
-def test_gloss_knows_176_of_its_232_words(gloss: Path) -> None:
-    items = parse_task((TEXTS / "words.jsonl").read_bytes())
+@pytest.mark.parametrize(("most", "known"), [(40, 28), pytest.param(232, 176, marks=pytest.mark.slow)])
+def test_gloss_knows_176_of_its_232_words(most: int, known: int, gloss: Path) -> None:
+    """By default the first forty of them, which go the same way."""
+    items = parse_task((TEXTS / "words.jsonl").read_bytes())[:most]
     model = Model(gloss, gpu_layers=0, use_extra_buffers=True)
     done: list[int] = []
     try:
         right = count_right(model, items, threads=2, progress=lambda count, total: done.append(count))
     finally:
         model.close()
-    assert (right, len(items)) == (176, 232)
-    assert done[-1] == 232
+    assert (right, len(items)) == (known, most)
+    assert done[-1] == most
 
 
 def test_messages_and_prompts_are_answered_alike(gloss: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,15 @@ from service.store.database import to_json
 ROOT = Path(__file__).parents[3]
 FEW = ("Q4_0", "Q2_K_S")
 TEN = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "Q2_K_S", "TQ2_0")
-# Works on the job asked for, or on what is queued, until its `step` is under way; then it waits to be killed.
+# Works on the job asked for, or on what is queued, until its `step` is under way; then it kills itself, so that on a
+# busy machine too nothing more is done.
 SERVER = """
-import asyncio, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from service.domain.jobs import JobStatus, QuantizeSpec
 from service.jobs.queue import JobQueue
-from service.jobs.runner import JobRunner, RunnerOptions
+from service.jobs.options import RunnerOptions
+from service.jobs.runner import JobRunner
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import from_json, open_database
@@ -46,7 +49,7 @@ async def main(folder, spec, step):
     async for event in runner.subscribe(job.id):
         if event.job.steps[step].status is not JobStatus.QUEUED:
             print(job.id, flush=True)
-            await asyncio.sleep(60)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
 """
@@ -71,8 +74,7 @@ def killed_at(folder: Path, spec: QuantizeSpec, step: int) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as server:
         job_id = next(line.strip() for line in server.stdout if line.startswith("job_"))  # log lines come as well
-        server.kill()
-        server.wait()
+    assert server.returncode == -signal.SIGKILL
     return job_id
 
 

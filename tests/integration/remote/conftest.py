@@ -9,8 +9,7 @@ import pytest
 
 from service.domain.remote import RemoteAccess
 from service.remote.guard import Network
-from service.remote.patience import Patience
-from service.remote.transfer import Pace
+from service.remote.patience import Pace, Patience
 from tests.remote_hub import FakeHub
 
 QUICK = Patience(tries=3, first_pause_seconds=0.01, longest_pause_seconds=0.05)

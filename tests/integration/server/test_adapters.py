@@ -14,7 +14,7 @@ import pytest
 
 from tests import adapters, tiny_models
 from tests.remote_hub import FakeHub, Fault
-from tests.server import GLOSS, Server
+from tests.server import GLOSS, Server, stocked
 
 PROMPT = "The lighthouse keeper wrote a letter to his sister, and she"
 SETS: list[list[Any]] = [
@@ -64,11 +64,12 @@ def hub(files: dict[str, Path]) -> Iterator[FakeHub]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Path], hub: FakeHub) -> Iterator[Server]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, gloss_home: Path, files: dict[str, Path], hub: FakeHub
+) -> Iterator[Server]:
     """gloss with a PEFT adapter by its uploaded files, and a GGUF adapter by path."""
     settings = {"QUANTRY_PARALLEL": "8", **hub.settings}
-    server = Server(tmp_path_factory.mktemp("adapters-server") / "home", settings).start()
-    server.add_gloss()
+    server = Server(stocked(tmp_path_factory.mktemp("adapters-server") / "home", gloss_home), settings).start()
     named = {path.name: upload(server, path) for path in files["tone"].iterdir()}
     server.json("POST", "/v1/adapters", 201, {"model": "gloss", "name": "tone", "files": named})
     server.json("POST", "/v1/adapters", 201, {"model": "gloss:F16", "name": "voice", "path": str(files["voice"])})
@@ -113,6 +114,10 @@ def test_an_adapter_is_fetched_from_the_hub_and_a_line_that_drops_does_not_stop_
         assert server.json("POST", "/v1/adapters", 201, body)["digest"] == digests[name]
         server.json("DELETE", "/v1/adapters/gloss/fetched", 200)
     assert not list((server.home / "blobs" / "partial").iterdir())
+    hub.add("me/broken", {"voice.gguf": b"GGUF" + b"\0" * 1000})
+    body = {"model": "gloss", "name": "fetched", "from": "hf.co/me/broken"}
+    assert server.json("POST", "/v1/adapters", 422, body)["error"]["code"] == "invalid_model"
+    assert not list((server.home / "blobs" / "partial").iterdir()), "what is no adapter is none the next time either"
     for address, status in (("hf.co/me/voices", 404), ("hf.co/me/nothing", 404), ("ftp://x/y", 400), ("gloss", 400)):
         body = {"model": "gloss", "name": "fetched", "from": address}
         assert server.client.post("/v1/adapters", json=body).status_code == status, address

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from tests.server import GLOSS, ROOT, MakeServer, Server
+from tests.server import GLOSS, ROOT, MakeServer, Server, stocked, until
 
 BODY = {"model": "gloss:Q8_0", "prompt": "It was", "temperature": 0, "max_tokens": 1}
 
@@ -29,19 +25,8 @@ def flip(path: Path, at: int = -1000) -> None:
     path.chmod(0o444)
 
 
-def until(condition: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def workers(server: Server) -> list[psutil.Process]:
-    return [child for child in server.process.children() if "service.workers.worker" in child.cmdline()]
-
-
-def test_a_flipped_bit_is_scrubbed_out_and_a_rebuild_brings_the_tags_back(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_flipped_bit_is_scrubbed_out_and_a_rebuild_brings_the_tags_back(clean_server: Server) -> None:
+    server = clean_server
     server.add_gloss()
     assert server.quantize("Q8_0")["status"] == "succeeded"
     server.json("POST", "/v1/models/copy", 201, {"source": "gloss:Q8_0", "destination": "gloss:prod"})
@@ -53,7 +38,7 @@ def test_a_flipped_bit_is_scrubbed_out_and_a_rebuild_brings_the_tags_back(make_s
     assert (job["kind"], job["status"], job["result"]) == ("verify", "succeeded", [digest])
     assert not blob(server, digest).exists()
     assert (server.home / "blobs" / "quarantine" / digest.replace(":", "-")).exists()
-    until(lambda: not workers(server))
+    until(lambda: not server.workers())
     refused = server.json("POST", "/v1/generate", 409, BODY)["error"]
     assert refused["code"] == "blob_corrupt"
     assert "repair" in refused["message"].lower()
@@ -70,8 +55,8 @@ def test_a_flipped_bit_is_scrubbed_out_and_a_rebuild_brings_the_tags_back(make_s
     assert (store["quarantined"], store["damaged"]) == (0, [])
 
 
-def test_verify_with_repair_names_the_jobs_that_mend_and_says_what_only_its_owner_can(make_server: MakeServer) -> None:
-    server = make_server()
+def test_verify_with_repair_names_the_jobs_that_mend_and_says_what_only_its_owner_can(clean_server: Server) -> None:
+    server = clean_server
     source = server.add_gloss()["digest"]
     server.quantize("Q8_0", "Q2_K")
     digests = {name: server.json("GET", f"/v1/variants/gloss:{name}", 200)["digest"] for name in ("Q8_0", "Q2_K")}
@@ -95,8 +80,8 @@ def test_verify_with_repair_names_the_jobs_that_mend_and_says_what_only_its_owne
     server.json("POST", "/v1/generate", 200, {**BODY, "model": "gloss:F16"})
 
 
-def test_a_model_whose_file_was_deleted_or_cut_by_hand_is_refused_before_it_is_loaded(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_model_whose_file_was_deleted_or_cut_by_hand_is_refused_before_it_is_loaded(clean_server: Server) -> None:
+    server = clean_server
     digest = server.add_gloss()["digest"]
     whole = blob(server, digest).read_bytes()
     for damage in (b"", whole[:-100], None):
@@ -112,17 +97,19 @@ def test_a_model_whose_file_was_deleted_or_cut_by_hand_is_refused_before_it_is_l
         server.json("POST", "/v1/workers/gloss/unload", 200)
 
 
-def test_what_was_not_read_for_long_is_read_in_the_background(make_server: MakeServer) -> None:
-    server = make_server(QUANTRY_SCRUB_DAYS="0")
-    digest = server.add_gloss()["digest"]
-    flip(blob(server, digest))
-    server.stop()
+def test_what_was_not_read_for_long_is_read_in_the_background(
+    make_server: MakeServer, gloss_home: Path, tmp_path: Path
+) -> None:
+    (rotten,) = (
+        path for path in (stocked(tmp_path / "home", gloss_home) / "blobs").iterdir() if path.stat().st_size > 1 << 23
+    )
+    flip(rotten)
     again = make_server(QUANTRY_SCRUB_DAYS="0.000001")
     until(lambda: again.json("GET", "/v1/store", 200)["damaged"] == ["gloss:F16"])
 
 
-def test_a_second_server_on_one_home_refuses_to_start(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_second_server_on_one_home_refuses_to_start(clean_server: Server) -> None:
+    server = clean_server
     second = subprocess.run(
         [sys.executable, "-P", "-m", "service", "serve"],
         env={"PYTHONPATH": str(ROOT), "QUANTRY_HOME": str(server.home), "QUANTRY_PORT": "0"},
@@ -131,8 +118,11 @@ def test_a_second_server_on_one_home_refuses_to_start(make_server: MakeServer) -
         timeout=60,
         check=False,
     )
-    assert second.returncode != 0
-    assert "Another quantry server works on this home" in second.stdout + second.stderr
+    assert second.returncode == 1
+    assert second.stdout == ""
+    problem, remedy = second.stderr.splitlines()  # and no stack trace
+    assert "Another quantry server works on this home" in problem
+    assert f"process {server.process.pid} at {server.url}" in remedy
     assert server.json("GET", "/v1/variants", 200)["data"] == []
 
 
@@ -178,8 +168,8 @@ def test_files_are_adopted_where_they_lie_and_never_touched(make_server: MakeSer
     assert referred.read_bytes() == GLOSS.read_bytes()
 
 
-def test_what_can_be_made_again_is_pruned_and_what_is_needed_stays(make_server: MakeServer) -> None:
-    server = make_server()
+def test_what_can_be_made_again_is_pruned_and_what_is_needed_stays(clean_server: Server) -> None:
+    server = clean_server
     server.add_gloss()
     assert server.quantize("Q8_0", "Q4_0", "Q2_K")["status"] == "succeeded"
     server.json("POST", "/v1/variants/gloss:Q4_0/pin", 200)
@@ -197,10 +187,9 @@ def test_what_can_be_made_again_is_pruned_and_what_is_needed_stays(make_server: 
     assert sorted(gone["orphaned"]) == ["gloss:Q2_K", "gloss:Q4_0"]
 
 
-def test_a_quota_refuses_before_anything_is_written(make_server: MakeServer) -> None:
+def test_a_quota_refuses_before_anything_is_written(make_gloss_server: MakeServer) -> None:
     size = GLOSS.stat().st_size
-    server = make_server(QUANTRY_STORE_QUOTA_BYTES=str(size + size // 4))
-    server.add_gloss()
+    server = make_gloss_server(QUANTRY_STORE_QUOTA_BYTES=str(size + size // 4))
     for refused in (
         server.json("POST", "/v1/quantize", 507, {"model": "gloss", "to": ["Q8_0"]}),
         server.client.put(f"/v1/blobs/sha256:{'0' * 64}", content=b"x" * (size // 2)).json(),

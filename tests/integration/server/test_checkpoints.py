@@ -28,8 +28,8 @@ def uploaded(server: Server, folder: Path, route: str = "/v1/blobs", method: str
     return files
 
 
-def test_a_checkpoint_comes_in_by_path_by_uploads_and_by_the_command(make_server: MakeServer, folder: Path) -> None:
-    server = make_server()
+def test_a_checkpoint_comes_in_by_path_by_uploads_and_by_the_command(clean_server: Server, folder: Path) -> None:
+    server = clean_server
     by_path = server.json("POST", "/v1/models", 201, {"name": "a", "path": str(folder)})
     files = uploaded(server, folder)
     by_files = server.json("POST", "/v1/models", 201, {"name": "b", "files": files, "convert_to": "BF16"})
@@ -45,8 +45,8 @@ def test_a_checkpoint_comes_in_by_path_by_uploads_and_by_the_command(make_server
     assert answer["usage"]["completion_tokens"] >= 1
 
 
-def test_ollamas_create_takes_the_files_of_a_checkpoint(make_server: MakeServer, folder: Path) -> None:
-    server = make_server()
+def test_ollamas_create_takes_the_files_of_a_checkpoint(clean_server: Server, folder: Path) -> None:
+    server = clean_server
     files = uploaded(server, folder, "/api/blobs", "POST")
     body = {"model": "tiny", "files": files, "quantize": "Q8_0", "stream": True}
     lines = server.client.post("/api/create", json=body).text.splitlines()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.server import MakeServer, Server
+from tests.server import Server, children, has_gone, until
 
-LEVELS = ["F32", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
+# Each takes one to two seconds, others a tenth of one: a job with some of them is caught at work.
+SLOW = ["IQ3_S", "IQ3_M", "IQ4_XS"]
+LEVELS = ["BF16", "Q8_0", "Q4_0", "IQ3_S"]
 
 
 def check_invariants(server: Server) -> None:
@@ -32,26 +33,32 @@ def incoming(server: Server) -> list[Path]:
 
 
 def child_of(server: Server, module: str) -> psutil.Process:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        for child in server.process.children():
-            if module in " ".join(child.cmdline()):
-                return child
-        time.sleep(0.01)
-    raise AssertionError(f"no child runs {module}")
+    until(lambda: children(server.process, module))
+    return children(server.process, module)[0]
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.5, 0.9], ids=["at its start", "in the middle", "near its end"])
-def test_a_killed_server_goes_on_where_it_was(make_server: MakeServer, moment: float) -> None:
-    server = make_server()
-    server.add_gloss()
+@pytest.fixture
+def server(clean_server: Server) -> Server:
+    clean_server.add_gloss()
+    return clean_server
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(0.0, id="at its start", marks=pytest.mark.slow),
+        pytest.param(0.5, id="in the middle"),
+        pytest.param(0.9, id="near its end", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_server_goes_on_where_it_was(server: Server, moment: float) -> None:
+    """By default in the middle of a job, where levels are done, one is at work and others wait."""
     job = server.json("POST", "/v1/quantize", 202, {"model": "gloss:F16", "to": LEVELS})
     server.wait_for_job(job["id"], until=lambda job: job["progress"] >= moment and job["status"] != "queued")
     done_before = set(server.names())
-    children = server.process.children(recursive=True)
+    begun = server.process.children(recursive=True)
     server.kill()
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert alive == []  # no child outlives its parent
+    until(lambda: all(map(has_gone, begun)), 20)  # no child outlives its parent
 
     server.start()
     assert done_before <= set(server.names())
@@ -62,12 +69,11 @@ def test_a_killed_server_goes_on_where_it_was(make_server: MakeServer, moment: f
     assert incoming(server) == []
 
 
-def test_a_killed_job_child_fails_its_job_and_finished_levels_stay(make_server: MakeServer) -> None:
-    server = make_server()
-    server.add_gloss()
-    job = server.json("POST", "/v1/quantize", 202, {"model": "gloss:F16", "to": LEVELS})
+def test_a_killed_job_child_fails_its_job_and_finished_levels_stay(server: Server) -> None:
+    job = server.json("POST", "/v1/quantize", 202, {"model": "gloss:F16", "to": ["BF16", "Q8_0", *SLOW, "Q4_0"]})
+    child = child_of(server, "service.jobs.steps")
     server.wait_for_job(job["id"], until=lambda job: len(server.names()) >= 3)
-    os.kill(child_of(server, "service.jobs").pid, signal.SIGKILL)
+    child.kill()
     ended = server.wait_for_job(job["id"])
     assert ended["status"] == "failed"
     assert ended["error"]["code"] == "job_child_died"
@@ -75,18 +81,18 @@ def test_a_killed_job_child_fails_its_job_and_finished_levels_stay(make_server: 
     assert len(server.names()) >= 3
     check_invariants(server)
     assert incoming(server) == []
-    again = server.quantize(*LEVELS)  # and what is missing can simply be asked for again
+    again = server.quantize("BF16", "Q8_0", "Q4_0")  # and what is missing can simply be asked for again
     assert again["status"] == "succeeded"
 
 
-def test_a_killed_worker_fails_its_stream_with_an_error_event_and_the_server_goes_on(make_server: MakeServer) -> None:
-    server = make_server()
-    server.add_gloss()
+def test_a_killed_worker_fails_its_stream_with_an_error_event_and_the_server_goes_on(server: Server) -> None:
+    server.json("POST", "/v1/workers/gloss:F16/load", 200)
+    worker = child_of(server, "service.workers.worker")
     body = {"model": "gloss", "prompt": "It was", "ignore_eos": True, "temperature": 0, "stream": True}
     with server.client.stream("POST", "/v1/generate", json=body) as answer:
         lines = answer.iter_lines()
         assert next(lines) == "event: token"
-        os.kill(child_of(server, "service.workers").pid, signal.SIGKILL)
+        os.kill(worker.pid, signal.SIGKILL)
         rest = "\n".join(lines)
     assert rest.count("event: error") == 1
     assert "worker_died" in rest
@@ -95,9 +101,7 @@ def test_a_killed_worker_fails_its_stream_with_an_error_event_and_the_server_goe
     assert server.json("POST", "/v1/generate", 200, body)["finish_reason"] == "length"
 
 
-def test_sigterm_lets_a_stream_end_and_puts_a_job_back(make_server: MakeServer) -> None:
-    server = make_server()
-    server.add_gloss()
+def test_sigterm_lets_a_stream_end_and_puts_a_job_back(server: Server) -> None:
     server.json("POST", "/v1/generate", 200, {"model": "gloss", "prompt": "It was", "max_tokens": 1})
     job = server.json("POST", "/v1/quantize", 202, {"model": "gloss:F16", "to": LEVELS})
     body = {"model": "gloss", "prompt": "It was", "ignore_eos": True, "temperature": 0, "stream": True}
@@ -113,10 +117,9 @@ def test_sigterm_lets_a_stream_end_and_puts_a_job_back(make_server: MakeServer) 
     check_invariants(server)
 
 
-def test_two_servers_never_share_a_home(make_server: MakeServer, tmp_path: Path) -> None:
-    server = make_server()
-    second = Server(server.home, {})
+def test_two_servers_never_share_a_home(clean_server: Server) -> None:
+    second = Server(clean_server.home, {})
     with pytest.raises(AssertionError, match="Another quantry server"):
         second.start()
     second.close()
-    assert server.json("GET", "/health", 200)["status"] == "ok"
+    assert clean_server.json("GET", "/health", 200)["status"] == "ok"

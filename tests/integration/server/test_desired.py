@@ -9,7 +9,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from service.cli.program import build
-from tests.server import MakeServer, Server
+from tests.server import MakeServer, Server, until
 
 PATH = "/v1/models/gloss/desired"
 
@@ -33,8 +33,8 @@ def states(wish: Any) -> dict[str, str]:
     return {level["quantization"]: level["state"] for level in wish["levels"]}
 
 
-def test_what_is_wanted_is_made_kept_and_remembered_over_a_restart(make_server: MakeServer) -> None:
-    server = make_server()
+def test_what_is_wanted_is_made_kept_and_remembered_over_a_restart(clean_server: Server) -> None:
+    server = clean_server
     server.add_gloss()
     assert server.json("GET", PATH, 404)["error"]["code"] == "desired_not_found"
     first = server.json("PUT", PATH, 200, {"levels": ["q4_k", "Q8_0", "F16", "IQ1_S"]})
@@ -46,10 +46,7 @@ def test_what_is_wanted_is_made_kept_and_remembered_over_a_restart(make_server: 
     server.json("DELETE", "/v1/variants/gloss:Q8_0", 200)
     server.stop()
     server.start()  # which looks at once
-    deadline = time.monotonic() + 60
-    while "gloss:Q8_0" not in server.names():
-        assert time.monotonic() < deadline, server.log()
-        time.sleep(0.05)
+    until(lambda: "gloss:Q8_0" in server.names())
     shown = desired(server, "gloss")
     assert shown.exit_code == 0, shown.output
     assert "Q8_0" in shown.stdout
@@ -62,8 +59,8 @@ def test_what_is_wanted_is_made_kept_and_remembered_over_a_restart(make_server: 
     assert desired(server, "gloss", "--imatrix", "auto").exit_code == 2
 
 
-def test_a_wish_for_what_is_not_there_or_not_a_model_is_refused(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_wish_for_what_is_not_there_or_not_a_model_is_refused(clean_server: Server) -> None:
+    server = clean_server
     server.add_gloss()
     assert (
         server.json("PUT", "/v1/models/glos/desired", 404, {"levels": ["Q8_0"]})["error"]["code"] == "model_not_found"
@@ -76,9 +73,8 @@ def test_a_wish_for_what_is_not_there_or_not_a_model_is_refused(make_server: Mak
     assert server.json("PUT", PATH, 404, matrix)["error"]["code"] == "importance_matrix_not_found"
 
 
-def test_a_level_is_made_for_the_request_that_names_it(make_server: MakeServer) -> None:
-    server = make_server(QUANTRY_ON_DEMAND="on")
-    server.add_gloss()
+def test_a_level_is_made_for_the_request_that_names_it(make_gloss_server: MakeServer) -> None:
+    server = make_gloss_server(QUANTRY_ON_DEMAND="on")
     body = {"model": "gloss:q5_k", "prompt": "sea: ", "max_tokens": 4}
     answer = server.json("POST", "/v1/generate", 200, body)
     assert answer["model"] == "gloss:Q5_K_M"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.server import MakeServer
+import pytest
+
+from tests.server import MakeServer, Server
 
 
-def test_a_lossy_source_needs_permission_and_leaves_its_mark(make_server: MakeServer, smollm2: Path) -> None:
-    server = make_server()
+@pytest.mark.slow
+def test_a_lossy_source_needs_permission_and_leaves_its_mark(clean_server: Server, smollm2: Path) -> None:
+    """A real model; gloss keeps the same promise by default (jobs/test_quantize.py, cli/test_commands.py)."""
+    server = clean_server
     imported = server.json("POST", "/v1/models", 201, {"name": "smollm2:135m-instruct", "path": str(smollm2)})
     assert imported["name"] == "smollm2:135m-instruct-Q4_1"
     assert imported["lossy"]
@@ -30,9 +34,13 @@ def test_a_lossy_source_needs_permission_and_leaves_its_mark(make_server: MakeSe
     assert copied["lineage"]["lossy_source"]
 
 
-def test_a_real_chat_model_answers_over_every_route(make_server: MakeServer, smollm2: Path) -> None:
+def test_a_real_chat_model_is_known_as_lossy_and_answers_over_every_route(
+    make_server: MakeServer, smollm2: Path
+) -> None:
     server = make_server(QUANTRY_CONTEXT_LENGTH="512", QUANTRY_PARALLEL="2")
-    server.json("POST", "/v1/models", 201, {"name": "smollm2", "path": str(smollm2)})
+    assert server.json("POST", "/v1/models", 201, {"name": "smollm2", "path": str(smollm2)})["lossy"]
+    refused = server.json("POST", "/v1/quantize", 400, {"model": "smollm2", "to": ["Q4_0"]})["error"]
+    assert refused["code"] == "lossy_source"
     text = server.json(
         "POST",
         "/v1/generate",

@@ -80,8 +80,8 @@ def test_the_list_tells_sizes_advice_and_what_could_be_made(gloss_server: Server
     assert "Q4_K_M" not in available
 
 
-def test_progress_can_be_followed_and_resumed_by_event_id(make_server: MakeServer) -> None:
-    server = make_server()
+def test_progress_can_be_followed_and_resumed_by_event_id(clean_server: Server) -> None:
+    server = clean_server
     server.add_gloss()
     job = server.json("POST", "/v1/quantize", 202, {"model": "gloss:f16", "to": ["Q8_0", "Q4_K", "q2_k"]})
     twin = server.json("POST", "/v1/quantize", 202, {"model": "gloss", "to": ["Q8_0", "Q4_K_M", "Q2_K"]})
@@ -104,8 +104,8 @@ def test_progress_can_be_followed_and_resumed_by_event_id(make_server: MakeServe
     assert resumed[-1] == ids[-1]
 
 
-def test_a_cancelled_job_leaves_nothing_half_written(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_cancelled_job_leaves_nothing_half_written(clean_server: Server) -> None:
+    server = clean_server
     server.add_gloss()
     job = server.json("POST", "/v1/quantize", 202, {"model": "gloss", "to": ["F32", "BF16", "Q8_0", "Q6_K", "Q2_K"]})
     server.wait_for_job(job["id"], until=lambda job: job["status"] == "running")
@@ -116,8 +116,8 @@ def test_a_cancelled_job_leaves_nothing_half_written(make_server: MakeServer) ->
     assert len(model_blobs(server)) == len(names)
 
 
-def test_an_upload_becomes_a_model(make_server: MakeServer, gloss: Path) -> None:
-    server = make_server()
+def test_an_upload_becomes_a_model(clean_server: Server, gloss: Path) -> None:
+    server = clean_server
     content = gloss.read_bytes()
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert server.client.head(f"/v1/blobs/{digest}").status_code == 404
@@ -132,8 +132,8 @@ def test_an_upload_becomes_a_model(make_server: MakeServer, gloss: Path) -> None
     assert server.client.head(f"/v1/blobs/sha256:{'0' * 64}").status_code == 404
 
 
-def test_hostile_files_are_refused_and_leave_nothing(make_server: MakeServer, gloss: Path, tmp_path: Path) -> None:
-    server = make_server()
+def test_hostile_files_are_refused_and_leave_nothing(clean_server: Server, gloss: Path, tmp_path: Path) -> None:
+    server = clean_server
     content = gloss.read_bytes()
     hostile = {
         "truncated": content[:-1000],
@@ -152,8 +152,8 @@ def test_hostile_files_are_refused_and_leave_nothing(make_server: MakeServer, gl
     assert model_blobs(server) == set()
 
 
-def test_a_refused_upload_leaves_nothing_and_one_that_is_in_use_stays(make_server: MakeServer, gloss: Path) -> None:
-    server = make_server()
+def test_a_refused_upload_leaves_nothing_and_one_that_is_in_use_stays(clean_server: Server, gloss: Path) -> None:
+    server = clean_server
     broken = gloss.read_bytes()[:-1000]
     digest = f"sha256:{hashlib.sha256(broken).hexdigest()}"
     assert server.client.put(f"/v1/blobs/{digest}", content=broken).status_code == 201
@@ -168,8 +168,8 @@ def test_a_refused_upload_leaves_nothing_and_one_that_is_in_use_stays(make_serve
     assert server.client.head(f"/v1/blobs/{good['digest']}").status_code == 200
 
 
-def test_a_variant_deleted_while_streaming_ends_whole_and_is_then_unknown(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_variant_deleted_while_streaming_ends_whole_and_is_then_unknown(clean_server: Server) -> None:
+    server = clean_server
     server.add_gloss()
     body = {"model": "gloss:F16", "prompt": "It was", "ignore_eos": True, "temperature": 0}
     whole = server.json("POST", "/v1/generate", 200, body)["text"]
@@ -188,9 +188,8 @@ def test_a_variant_deleted_while_streaming_ends_whole_and_is_then_unknown(make_s
     assert text == whole
 
 
-def test_a_client_that_hangs_up_frees_its_worker_within_a_second(make_server: MakeServer) -> None:
-    server = make_server(QUANTRY_PARALLEL="1")
-    server.add_gloss()
+def test_a_client_that_hangs_up_frees_its_worker_within_a_second(make_gloss_server: MakeServer) -> None:
+    server = make_gloss_server(QUANTRY_PARALLEL="1")
     server.json("POST", "/v1/generate", 200, {"model": "gloss", "prompt": "It was", "max_tokens": 1})
     body = {"model": "gloss", "prompt": "It was", "ignore_eos": True, "stream": True}
     for stream in (True, False):
@@ -209,9 +208,9 @@ def test_a_client_that_hangs_up_frees_its_worker_within_a_second(make_server: Ma
             time.sleep(0.01)
 
 
-def test_copies_verify_and_deletes_keep_the_blob_as_long_as_someone_needs_it(make_server: MakeServer) -> None:
-    server = make_server(QUANTRY_BLOB_GRACE_SECONDS="0")
-    original = server.add_gloss()
+def test_copies_verify_and_deletes_keep_the_blob_as_long_as_someone_needs_it(make_gloss_server: MakeServer) -> None:
+    server = make_gloss_server(QUANTRY_BLOB_GRACE_SECONDS="0")
+    original = server.json("GET", "/v1/variants/gloss:F16", 200)
     server.json("POST", "/v1/models/copy", 201, {"source": "gloss:F16", "destination": "other"})
     assert server.client.delete("/v1/variants/gloss:F16").status_code in (200, 204)
     verified = server.client.post("/v1/variants/other:F16/verify")
@@ -220,13 +219,9 @@ def test_copies_verify_and_deletes_keep_the_blob_as_long_as_someone_needs_it(mak
     assert shown["digest"] == original["digest"]
 
 
-def test_what_the_disk_cannot_hold_is_refused_before_any_work(make_server: MakeServer) -> None:
-    server = make_server()
-    server.add_gloss()
-    names = server.names()
-    server.stop()
-    full = make_server(QUANTRY_DISK_RESERVE_BYTES=str(1 << 50))
+def test_what_the_disk_cannot_hold_is_refused_before_any_work(make_gloss_server: MakeServer) -> None:
+    full = make_gloss_server(QUANTRY_DISK_RESERVE_BYTES=str(1 << 50))
     error = full.json("POST", "/v1/quantize", 507, {"model": "gloss", "to": ["Q8_0"]})["error"]
     assert error["code"] == "disk_full"
-    assert full.names() == names
+    assert full.names() == ["gloss:F16"]
     assert [job["kind"] for job in full.json("GET", "/v1/jobs", 200)["data"]] == ["import"]  # the refused job never was

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.bert import Bert
-from tests.server import MakeServer, Server
+from tests.server import Server
 
 TEXTS = (
     "hello world",
@@ -35,9 +35,9 @@ def vectors(server: Server, model: str) -> np.ndarray:
 
 
 def test_every_level_of_a_converted_checkpoint_embeds_as_the_original(
-    make_server: MakeServer, minilm: Path, original: np.ndarray
+    clean_server: Server, minilm: Path, original: np.ndarray
 ) -> None:
-    server = make_server()
+    server = clean_server
     made = server.client.post(f"{server.url}/v1/models", json={"name": "minilm", "path": str(minilm)})
     assert made.status_code == 201, made.text
     variant = made.json()

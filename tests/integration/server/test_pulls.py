@@ -18,7 +18,7 @@ import pytest
 from tests import checkpoints
 from tests.old_files import contents, write_split
 from tests.remote_hub import COMMIT, FakeHub, Fault
-from tests.server import GLOSS, Server
+from tests.server import GLOSS, Server, until
 
 DATA = GLOSS.read_bytes()
 DIGEST = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
@@ -159,6 +159,7 @@ def test_a_file_that_is_no_model_is_refused(server: Server, hub: FakeHub) -> Non
     bad = b"GGUF" + b"\0" * 1000
     hub.add("o/bad", {"x-F16.gguf": bad})
     assert server.json("POST", "/v1/models", 422, {"from": "hf.co/o/bad"})["error"]["code"] == "invalid_model"
+    assert not any((server.home / "blobs" / "partial").iterdir()), "it would be none the next time either"
     assert server.json("POST", "/v1/models", 400, {"from": "hf.co/o/r", "name": "m:Q8_0"})["error"]["code"] == (
         "label_mismatch"
     )
@@ -264,17 +265,41 @@ def pulled_by(client: ollama.Client) -> None:
         client.pull("hf.co/o/r:Q8_0")
 
 
-def in_fetch(job: Any, share: float = 0.2) -> bool:
-    return any(step["name"] == "fetch" and step["progress"] > share for step in job["steps"])
+def test_a_client_that_leaves_cancels_its_pull_unless_another_waits_for_it(server: Server, hub: FakeHub) -> None:
+    hub.slow_seconds = 0.05
+    body = {"model": "hf.co/o/r:F16"}
+    with httpx.stream("POST", f"{server.url}/api/pull", json=body, timeout=60) as first:
+        assert any("digest" in line for line in first.iter_lines())
+        with httpx.stream("POST", f"{server.url}/api/pull", json=body, timeout=60) as second:
+            lines = second.iter_lines()
+            assert any("digest" in line for line in lines)
+            first.close()
+            hub.slow_seconds = 0.0
+            assert json.loads(list(lines)[-1]) == {"status": "success"}
+    hub.slow_seconds = 0.1
+    hub.add("o/alone", {FILE: DATA[:-1] + b"x"})
+    with httpx.stream("POST", f"{server.url}/api/pull", json={"model": "hf.co/o/alone"}, timeout=60) as alone:
+        assert any("digest" in line for line in alone.iter_lines())
+    (job,) = [job for job in server.json("GET", "/v1/jobs", 200)["data"] if job["model"].startswith("hf.co/o/alone")]
+    assert server.wait_for_job(job["id"])["status"] == "cancelled"
 
 
-def begun(server: Server, name: str) -> Any:
+def noted(server: Server) -> int:
+    """Bytes of pulls under way that will not come again, whatever happens: they are noted each second."""
+    noted = 0
+    for path in (server.home / "blobs" / "partial").rglob("*.ranges"):
+        with suppress(OSError, ValueError):  # it is being replaced
+            noted += sum(end - start for start, end in json.loads(path.read_bytes())["done"])
+    return noted
+
+
+def begun(server: Server, name: str, address: str = "hf.co/o/r") -> Any:
     """Ask for a pull, without waiting for its end."""
     found: list[Any] = []
 
     def ask() -> None:
         with suppress(httpx.TransportError):  # the server was killed
-            httpx.post(f"{server.url}/v1/models", json={"from": "hf.co/o/r", "name": name}, timeout=60)
+            httpx.post(f"{server.url}/v1/models", json={"from": address, "name": name}, timeout=60)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -295,11 +320,41 @@ def test_two_names_for_one_address_are_one_transfer(server: Server, hub: FakeHub
     assert {"one:F16", "two:F16"} <= set(server.names())
 
 
+def test_every_spelling_of_one_file_is_one_transfer(server: Server, hub: FakeHub) -> None:
+    hub.slow_seconds = 0.02
+    hub.add_model("library/gloss:f16", DATA)
+    jobs = [
+        begun(server, name, address)
+        for name, address in (
+            ("bare", "hf.co/o/r"),
+            ("pinned", f"huggingface.co/o/r:f16@{COMMIT}"),
+            ("page", f"https://huggingface.co/o/r/resolve/main/F16/{FILE}"),
+            ("elsewhere", "gloss:f16"),
+        )
+    ]
+    assert [server.wait_for_job(job["id"])["status"] for job in jobs] == ["succeeded"] * 4
+    assert hub.sent(FILE) + hub.sent(DIGEST) == len(DATA)
+    assert not any((server.home / "blobs" / "partial").iterdir())
+
+
+def test_a_checkpoint_that_two_ask_for_comes_once(server: Server, hub: FakeHub, tmp_path: Path) -> None:
+    folder = checkpoints.write(tmp_path / "tiny", "llama")
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.add("o/tiny", files)
+    hub.slow_seconds = 0.05
+    jobs = [
+        begun(server, name, address)
+        for name, address in (("one", "hf.co/o/tiny"), ("two", f"hf.co/o/tiny@{COMMIT}"), ("three", "hf.co/o/tiny"))
+    ]
+    assert [server.wait_for_job(job["id"])["status"] for job in jobs] == ["succeeded"] * 3
+    assert hub.sent("model.safetensors") == len(files["model.safetensors"])
+    assert not any((server.home / "blobs" / "partial").iterdir())
+
+
 def test_a_cancelled_pull_goes_on_where_it_was(server: Server, hub: FakeHub) -> None:
     hub.slow_seconds = 0.08
     job = begun(server, "later")
-    server.wait_for_job(job["id"], in_fetch)
-    time.sleep(1.1)  # what has come is noted each second
+    until(lambda: noted(server) > 0.2 * len(DATA))
     assert server.json("DELETE", f"/v1/jobs/{job['id']}", 200)["status"] == "cancelled"
     came = hub.sent(FILE)
     assert len(DATA) * 0.2 < came < len(DATA)
@@ -309,10 +364,9 @@ def test_a_cancelled_pull_goes_on_where_it_was(server: Server, hub: FakeHub) -> 
 
 
 def test_a_killed_server_goes_on_with_its_pull(server: Server, hub: FakeHub) -> None:
-    hub.slow_seconds = 0.03
+    hub.slow_seconds = 0.05
     job = begun(server, "crashed")
-    server.wait_for_job(job["id"], lambda job: in_fetch(job, 0.5))
-    time.sleep(1.1)
+    until(lambda: noted(server) > 0.5 * len(DATA))
     server.kill()
     came = hub.sent(FILE)
     hub.slow_seconds = 0.0
@@ -327,6 +381,7 @@ def test_a_pull_waits_for_no_other_job(server: Server, hub: FakeHub) -> None:
     server.add_gloss()
     long = server.client.post("/v1/evaluate", json={"model": "gloss"})
     assert long.status_code == 202, long.text
+    server.wait_for_job(long.json()["id"], lambda job: job["status"] == "running")
     server.json("POST", "/v1/models", 201, {"from": "hf.co/o/r", "name": "beside"})
     assert server.json("GET", f"/v1/jobs/{long.json()['id']}", 200)["status"] == "running"
     server.json("DELETE", f"/v1/jobs/{long.json()['id']}", 200)

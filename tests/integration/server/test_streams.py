@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import pytest
 from service.domain.generation import GenerationRequest, Token
 from service.domain.memory import MemoryNeed, Placement
 from service.workers.ladder import Rung
+from service.workers.options import WorkerOptions
 from service.workers.stream import Stream
-from service.workers.supervisor import Worker, WorkerOptions
-from tests.server import Server
+from service.workers.supervisor import Worker
+from tests.server import Server, stocked, until, within
 
 STALL_SECONDS = 0.6
 MODEL = "gloss:F16"
@@ -30,15 +31,15 @@ CHAT: dict[str, Any] = {
 }  # fmt: skip
 PROMPT: dict[str, Any] = {"model": MODEL, "prompt": "a horse or a cow or " * 70, "ignore_eos": True, "max_tokens": 1}
 SHORT: dict[str, Any] = {"model": MODEL, "prompt": "It was", "max_tokens": 1}
+TRIES = 3  # for promises with a time in them: a machine may be busy with something else for that long
 DOOMED = 40  # requests whose work takes far longer than a second
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, gloss_home: Path) -> Iterator[Server]:
     """Runs two requests at a time: the others wait, and the next one tells when a slot is free."""
     settings = {"QUANTRY_PARALLEL": "2", "QUANTRY_STREAM_STALL_SECONDS": str(STALL_SECONDS)}
-    server = Server(tmp_path_factory.mktemp("streams") / "home", settings).start()
-    server.add_gloss()
+    server = Server(stocked(tmp_path_factory.mktemp("streams") / "home", gloss_home), settings).start()
     server.json("POST", "/v1/generate", 200, SHORT)
     yield server
     server.close()
@@ -90,61 +91,66 @@ def requests_in(server: Server) -> tuple[int, int]:
     return sum(worker["active_requests"] for worker in answer["data"]), answer["queue_depth"]
 
 
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 # --- hang-ups ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["close", "half-close", "reset"])
 @pytest.mark.parametrize("stage", ["running and queued", "processing a prompt", "loading"])
 def test_a_hang_up_frees_its_slot_within_a_second(server: Server, stage: str, how: str) -> None:
+    assert any(hang_up(server, stage, how, attempt) for attempt in range(TRIES))
+
+
+def hang_up(server: Server, stage: str, how: str, attempt: int) -> bool:
+    """Let many requests begin and leave them all; whether their slots were free in time."""
     if stage == "loading":
         server.json("POST", f"/v1/workers/{MODEL}/unload", 200)
     body = PROMPT if stage == "processing a prompt" else LONG
     with ExitStack() as stack:
         clients = [
             # Every prompt begins in its own way, so that none is in a cache.
-            stack.enter_context(Client(server, {**body, "prompt": f"{i} {how} {body['prompt']}", "stream": i % 2 == 0}))
+            stack.enter_context(
+                Client(server, {**body, "prompt": f"{i} {how} {attempt} {body['prompt']}", "stream": i % 2 == 0})
+            )
             for i in range(DOOMED)
         ]
         if stage == "running and queued":
             clients[0].read(b"\n\n")
-        until(lambda: max(requests_in(server)) > 4, 5)
+        until(lambda: max(requests_in(server)) > 4)
         for client in clients:
             client.leave(how)
-        until(lambda: requests_in(server) == (0, 0), 1)
+        freed = within(1, lambda: requests_in(server) == (0, 0))
         left_at = time.monotonic()
         server.json("POST", "/v1/generate", 200, SHORT)  # it waits for a free slot
-        assert stage == "loading" or time.monotonic() - left_at < 1
-    assert "Traceback" not in server.log()
+        assert "Traceback" not in server.log()
+        return freed and (stage == "loading" or time.monotonic() - left_at < 1)
 
 
 # --- readers that stop -------------------------------------------------------------------------------------------
 
 
 def test_a_reader_that_stops_is_cut_with_one_error_event_and_others_keep_their_pace(server: Server) -> None:
+    assert any(longest_gap_beside_a_stopped_reader(server) < STALL_SECONDS for _ in range(TRIES))
+
+
+def longest_gap_beside_a_stopped_reader(server: Server) -> float:
+    """Let one reader stop and be cut; for how long another stream gave nothing, at most."""
     # OpenAI's chunks are long, so fewer tokens fill what lies between the server and a client that does not read.
     with Client(server, {**CHAT, "stream": True}, receive_bytes=4096) as stopped:
         text = stopped.read(b"\n\n")
-        gaps = []
+        beside, gap = b"", 0.0
         with Client(server, {**LONG, "stream": True}) as other:
             last = time.monotonic()
-            while b"event: done" not in other.read(b"\n\n"):
+            while b"event: done" not in beside:
+                beside += other.read(b"\n\n")
                 now = time.monotonic()
-                gaps.append(now - last)
-                last = now
-        assert len(gaps) > 200
-        assert max(gaps) < STALL_SECONDS
-        until(lambda: requests_in(server) == (0, 0), 2)
+                gap, last = max(gap, now - last), now
+        assert beside.count(b"event: token") > 200
+        until(lambda: requests_in(server) == (0, 0))
         text += stopped.read(b"\r\n0\r\n\r\n")
     assert text.count(b'"slow_reader"') == text.count(b'{"error":') == 1
     assert text.index(b'{"error":') > text.rindex(b'"delta":')
     assert b"[DONE]" not in text
+    return gap
 
 
 @pytest.mark.parametrize("choices", [1, 3])

@@ -7,7 +7,6 @@ import json
 import random
 import socket
 import tarfile
-import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -18,21 +17,22 @@ from typer.testing import CliRunner
 
 from service.cli import uploading
 from service.cli.program import build
-from tests.server import GLOSS, Server
+from tests import tiny_models
+from tests.server import GLOSS, Server, stocked, until
 
 CONTENT = random.Random(61).randbytes(6 << 20)
 DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 BLOB = f"/v1/blobs/{DIGEST}"
 STALL_SECONDS = 0.6
+IMATRIX = (Path(__file__).parents[1] / "quantization" / "llama-imatrix-gloss.gguf").read_bytes()
 LEVELS = ("F16", "Q8_0", "Q4_K_M")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, gloss_home: Path) -> Iterator[Server]:
     """gloss at three levels, with two tags."""
     settings = {"QUANTRY_STREAM_STALL_SECONDS": str(STALL_SECONDS)}
-    server = Server(tmp_path_factory.mktemp("transfer") / "home", settings).start()
-    server.add_gloss()
+    server = Server(stocked(tmp_path_factory.mktemp("transfer") / "home", gloss_home), settings).start()
     server.quantize("Q8_0", "Q4_K_M")
     for tag, level in (("prod", "Q8_0"), ("latest", "Q4_K_M")):
         server.json("POST", "/v1/models/copy", 201, {"source": f"gloss:{level}", "destination": f"gloss:{tag}"})
@@ -86,10 +86,7 @@ def test_an_upload_goes_on_after_the_server_was_killed_in_the_middle_of_a_piece(
     with connect(server) as sock:
         head = f"PATCH {BLOB} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Range: bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}"
         sock.sendall(f"{head}\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode() + CONTENT[: 3 << 20])
-        deadline = time.monotonic() + 20
-        while offset(server) < 2 << 20:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: offset(server) >= 2 << 20)
         server.kill()
     server.start()
     came = offset(server)
@@ -149,7 +146,8 @@ def test_a_reader_that_stops_is_cut_and_has_no_byte_that_is_not_the_files(server
     expected = GLOSS.read_bytes()
     with connect(server, receive_bytes=4096) as sock:
         sock.sendall(b"GET /v1/variants/gloss:F16/file HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        time.sleep(STALL_SECONDS * 3)
+        until(lambda: has_connection(server, sock))
+        until(lambda: not has_connection(server, sock))
         received = bytearray()
         while chunk := _received(sock):
             received += chunk
@@ -157,6 +155,12 @@ def test_a_reader_that_stops_is_cut_and_has_no_byte_that_is_not_the_files(server
     assert len(body) < len(expected)
     assert expected.startswith(bytes(body))
     assert server.json("GET", "/health", 200)
+
+
+def has_connection(server: Server, sock: socket.socket) -> bool:
+    """Whether the server still holds its end of it."""
+    port = sock.getsockname()[1]
+    return any(one.raddr and one.raddr.port == port for one in server.process.net_connections("tcp"))
 
 
 def _received(sock: socket.socket) -> bytes:
@@ -249,6 +253,58 @@ def test_a_model_goes_from_home_to_home(server: Server, other: Server, tmp_path:
     job = other.wait_for_job(again["id"])
     assert {step["detail"] for step in job["steps"]} == {"already stored"}
     assert job["result"] == [f"copy:{level}" for level in LEVELS]
+
+
+def test_what_goes_with_a_model_goes_with_its_bundle(server: Server, other: Server, tmp_path: Path) -> None:
+    adapter = tmp_path / "tone.gguf"
+    tiny_models.write_adapter(adapter, GLOSS)
+    for level in ("F16", "Q8_0"):
+        server.json("POST", "/v1/models/copy", 201, {"source": f"gloss:{level}", "destination": f"whole:{level}"})
+    put(server, IMATRIX)
+    asked = {"model": "whole:F16", "dataset": None, "include": [digest_of(IMATRIX)]}
+    (matrix,) = server.wait_for_job(server.json("POST", "/v1/calibrate", 202, asked)["id"])["result"]
+    made = {"model": "whole:F16", "to": ["IQ3_S"], "imatrix": matrix}
+    assert server.wait_for_job(server.json("POST", "/v1/quantize", 202, made)["id"])["status"] == "succeeded"
+    asked = {"model": "whole:Q8_0", "name": "tone", "path": str(adapter)}
+    server.json("POST", "/v1/adapters", 201, asked)
+    pirate = {
+        "model": "whole:pirate", "from": "whole:Q8_0", "stream": False, "system": "Answer as a pirate does.",
+        "template": "{% for m in messages %}{{ m['content'] }} {% endfor %}", "parameters": {"temperature": 0},
+        "adapters": {"tone.gguf": put(server, adapter.read_bytes())},
+    }  # fmt: skip
+    server.json("POST", "/api/create", 200, pirate)
+    path = tmp_path / "whole.tar"
+    assert quantry(server, "export", "whole", "--bundle", str(path)).exit_code == 0
+    result = quantry(other, "import", "--bundle", str(path))
+    assert result.exit_code == 0, result.output
+
+    def shown(one: Server) -> list[Any]:
+        listed = [one.json("GET", url, 200)["data"] for url in ("/v1/importance-matrices?model=whole", "/v1/adapters")]
+        card = one.json("POST", "/api/show", 200, {"model": "whole:pirate"})
+        return [
+            [(row["digest"], row["chunks"]) for row in listed[0]],
+            sorted((row["name"], row["digest"], row["rank"]) for row in listed[1] if row["model"] == "whole"),
+            [card[key] for key in ("system", "template", "parameters", "modelfile")],
+        ]
+
+    assert shown(other) == shown(server)
+    assert [row[0] for row in shown(other)[0]] == [matrix]
+    text = {"model": "whole:pirate", "messages": [{"role": "user", "content": "It was"}], "stream": False}
+    for body in (text, text | {"model": "whole:Q8_0", "options": {"temperature": 0}}):
+        answers = [one.json("POST", "/api/chat", 200, body)["message"]["content"] for one in (server, other)]
+        assert answers[0] == answers[1]
+    # The level can be made again there, of its source and with its matrix.
+    job = other.wait_for_job(other.json("POST", "/v1/variants/whole:IQ3_S/rebuild", 202, {})["id"])
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    # The same once more writes nothing.
+    again = other.wait_for_job(other.json("POST", "/v1/bundles", 202, {"path": str(path)})["id"])
+    assert {step["detail"] for step in again["steps"]} == {"already stored"}
+    server.json("DELETE", "/v1/models/whole", 200)
+
+
+def put(server: Server, content: bytes) -> str:
+    assert server.client.put(f"/v1/blobs/{digest_of(content)}", content=content).status_code in (200, 201)
+    return digest_of(content)
 
 
 def test_a_layout_of_others_is_taken_in_under_a_name(server: Server, other: Server, tmp_path: Path) -> None:

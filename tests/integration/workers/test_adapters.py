@@ -17,9 +17,9 @@ from service.domain.errors import BlobCorrupt, Conflict, DoesNotFit
 from service.domain.generation import AdapterUse, Failed, Finished, GenerationRequest, SamplingParams, Token
 from service.domain.names import parse_ref
 from service.gguf.files import facts, read_header
-from service.workers import pool as pools
+from service.workers import adapters as beside
 from service.workers.pool import Pool
-from service.workers.slots import WorkerStatus
+from service.workers.status import WorkerStatus
 from tests import tiny_models
 from tests.integration.workers.test_reload import OPTIONS, NoRungs
 
@@ -119,8 +119,9 @@ async def test_adapters_come_back_after_their_worker_has_died(tmp_path: Path, ti
         before = await at.text("one")
         assert at.status.pid is not None
         os.kill(at.status.pid, signal.SIGKILL)
-        while at.status.state == "ready":
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            while at.status.state == "ready":
+                await asyncio.sleep(0.01)
         assert at.status.adapters == ()
         assert await at.text("one") == before
 
@@ -128,7 +129,7 @@ async def test_adapters_come_back_after_their_worker_has_died(tmp_path: Path, ti
 async def test_the_adapter_used_least_recently_goes_when_there_are_too_many(
     tmp_path: Path, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "MAX_ADAPTERS", 2)
+    monkeypatch.setattr(beside, "MAX_ADAPTERS", 2)
     async with stage(tmp_path, tiny) as at:
         first = {name: await at.text(name) for name in ("one", "two")}
         await at.text("one")

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -15,11 +18,13 @@ import numpy as np
 import psutil
 import pytest
 
-from service.domain.generation import Failed, Finished, GenerationRequest, SamplingParams
-from service.domain.memory import CacheType, ContextOptions, MemoryNeed, Placement, memory_need
+from service.domain.generation import EmbeddingRequest, Failed, Finished, GenerationRequest, SamplingParams
+from service.domain.memory import CacheType, ContextOptions, MemoryNeed, Placement, embedding_bytes, memory_need
 from service.gguf.files import facts, read_header
 from service.workers.ladder import Rung
-from service.workers.supervisor import Worker, WorkerOptions
+from service.workers.options import WorkerOptions
+from service.workers.supervisor import Worker
+from tests import tiny_models
 
 F16, Q8_0, Q4_0 = CacheType.F16, CacheType.Q8_0, CacheType.Q4_0
 OPTIONS = WorkerOptions(batch_tokens=512, threads=1, gpu_layers=0, load_timeout_seconds=60, hang_seconds=60)
@@ -107,6 +112,33 @@ def quantized(source: Path, target: Path, level: str) -> Path:
     return target
 
 
+async def started(path: Path, placement: Placement, rung: Rung = Rung.FULL) -> Worker:
+    worker = Worker(
+        name=path.stem,
+        path=path,
+        placement=placement,
+        options=OPTIONS,
+        rung=rung,
+        on_death=lambda worker: pytest.fail(f"{worker.name} died"),
+    )
+    await worker.start()
+    assert worker.rung is rung
+    return worker
+
+
+@asynccontextmanager
+async def stopping(worker: Worker) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await worker.stop()
+
+
+def resident(worker: Worker) -> int:
+    assert worker.pid is not None
+    return int(psutil.Process(worker.pid).memory_info().rss)
+
+
 async def filled_worker(
     path: Path, context: int, parallel: int, keys: CacheType, values: CacheType, rung: Rung = Rung.FULL
 ) -> tuple[int, MemoryNeed]:
@@ -115,17 +147,7 @@ async def filled_worker(
         cache_type_k=keys, cache_type_v=values, flash_attention=rung is not Rung.NO_FLASH_ATTENTION
     )
     need = memory_need(facts(read_header(path)), context * parallel, parallel, options)
-    worker = Worker(
-        name=path.stem,
-        path=path,
-        placement=Placement(context, parallel, need, options),
-        options=OPTIONS,
-        rung=rung,
-        on_death=lambda worker: pytest.fail(f"{worker.name} died"),
-    )
-    await worker.start()
-    assert worker.rung is rung
-    assert worker.pid is not None
+    worker = await started(path, Placement(context, parallel, need, options), rung)
 
     async def prompt_tokens(units: int) -> int:
         request = GenerationRequest(
@@ -141,19 +163,31 @@ async def filled_worker(
         assert isinstance(ends[0], Finished)
         return ends[0].usage.prompt_tokens
 
-    try:
+    async with stopping(worker):
         per_unit = (await prompt_tokens(30) - await prompt_tokens(10)) / 20
         used = await prompt_tokens(int((context - _ANSWER_TOKENS - 8) / per_unit))
         assert used > 0.9 * context
-        return psutil.Process(worker.pid).memory_info().rss, need
-    finally:
-        await worker.stop()
+        return resident(worker), need
 
 
-def assert_near(resident: int, need: MemoryNeed, *, at_most: float = 1.1) -> None:
-    ratio = need.total_bytes / resident
-    print(f"resident {resident / 2**20:.1f} MiB, predicted {need.total_bytes / 2**20:.1f}, ratio {ratio:.3f}")
-    assert 0.9 <= ratio <= at_most, (f"{ratio:.3f}", resident, need)
+async def embedding_worker(path: Path, context: int, text_tokens: int) -> tuple[int, MemoryNeed]:
+    """Resident bytes of a worker that has embedded texts of that length, and what was predicted."""
+    shape = facts(read_header(path)).shape
+    need = memory_need(facts(read_header(path)), context, 1)
+    worker = await started(path, Placement(context, 1, need))
+    async with stopping(worker):
+        count = 80 if text_tokens < 100 else 2
+        texts = tuple((index % 250 + 5,) * text_tokens for index in range(count))
+        vectors = await worker.embed(EmbeddingRequest(inputs=texts))
+        assert len(vectors.vectors) == len(texts)
+        beside = embedding_bytes(shape, text_tokens) if shape.generates else 0
+        return resident(worker), replace(need, compute_bytes=need.compute_bytes + beside)
+
+
+def assert_near(taken: int, need: MemoryNeed, *, at_most: float = 1.1) -> None:
+    ratio = need.total_bytes / taken
+    print(f"resident {taken / 2**20:.1f} MiB, predicted {need.total_bytes / 2**20:.1f}, ratio {ratio:.3f}")
+    assert 0.9 <= ratio <= at_most, (f"{ratio:.3f}", taken, need)
 
 
 @pytest.fixture(scope="session")
@@ -213,3 +247,50 @@ async def test_lower_rungs_take_what_was_predicted(request: pytest.FixtureReques
 @pytest.mark.timeout(300)
 async def test_the_smallest_cache_takes_what_was_predicted(smollm2: Path) -> None:
     assert_near(*await filled_worker(smollm2, 1024, 2, Q8_0, Q4_0))
+
+
+@pytest.fixture
+def larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models whose states, experts and batches are no longer lost beside the interpreter."""
+    for name, value in (("_SIZE", 768), ("_INNER", 1536), ("_STATE", 64)):
+        monkeypatch.setattr(tiny_models, name, value)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("larger")
+async def test_the_states_of_a_recurrent_model_are_predicted(tmp_path: Path) -> None:
+    tiny_models.write_recurrent(tmp_path / "mamba.gguf")
+    assert_near(*await filled_worker(tmp_path / "mamba.gguf", 256, 32, F16, F16))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("larger")
+async def test_a_hybrid_has_a_cache_in_some_layers_and_states_in_others(tmp_path: Path) -> None:
+    tiny_models.write_hybrid(tmp_path / "lfm2.gguf")
+    assert_near(*await filled_worker(tmp_path / "lfm2.gguf", 1024, 16, F16, F16))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("larger")
+async def test_the_experts_that_compute_at_once_are_predicted(tmp_path: Path) -> None:
+    """A full micro-batch is counted; a busy machine computes prompts in smaller pieces."""
+    tiny_models.write_mixture(tmp_path / "mixture.gguf")
+    assert_near(*await filled_worker(tmp_path / "mixture.gguf", 512, 2, F16, F16), at_most=1.2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("larger")
+@pytest.mark.parametrize("text_tokens", [20, 250])
+async def test_a_model_that_only_embeds_takes_what_was_predicted(tmp_path: Path, text_tokens: int) -> None:
+    """It needs neither grammars nor a template, which are counted all the same."""
+    tiny_models.write_bert(tmp_path / "bert.gguf")
+    assert_near(*await embedding_worker(tmp_path / "bert.gguf", text_tokens, text_tokens), at_most=1.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text_tokens", [20, 800])
+@pytest.mark.parametrize("model", ["wide", "smollm2"])
+async def test_embeddings_beside_texts_take_what_was_predicted(
+    request: pytest.FixtureRequest, model: str, text_tokens: int
+) -> None:
+    assert_near(*await embedding_worker(request.getfixturevalue(model), 1024, text_tokens))

@@ -30,8 +30,10 @@ from service.domain.generation import (
     Token,
 )
 from service.domain.names import parse_ref
-from service.workers.pool import Pool, PoolOptions
-from service.workers.supervisor import WORKER_ARGV, WorkerOptions
+from service.workers.options import WORKER_ARGV, PoolOptions, WorkerOptions
+from service.workers.pool import Pool
+from tests.server import has_gone
+from tests.server import until as wait_until
 
 GLOSS = Path(__file__).parents[3] / "demo" / "gloss-5m-f16.gguf"
 SHAPE = ModelShape("llama", 6, 256, 8, 4, 32, 32, 768, 4096, 0, 512)
@@ -139,6 +141,28 @@ async def test_a_killed_worker_fails_its_requests_and_no_others() -> None:
         assert (await answer(pool, word("horse"), first))[0] == HORSE  # restarted
 
 
+async def test_a_request_in_the_moment_of_a_death_waits_for_the_next_worker() -> None:
+    """Nobody has told the server yet: the process is looked at."""
+    async with running_pool() as pool:
+        await pool.load(variant())
+        os.kill(pid_of(pool), signal.SIGKILL)
+        while pool.status()[0].pid is not None:
+            pass  # nothing is awaited, so that the loop cannot hear of it
+        assert pool.status()[0].state == "failed"
+        assert (await answer(pool, word("horse")))[0] == HORSE
+
+
+async def test_a_worker_tells_how_many_threads_and_cells_it_uses() -> None:
+    async with running_pool(replace(OPTIONS, worker=replace(WORKER, hang_seconds=1))) as pool:
+        await answer(pool, word("horse"))
+        await until(lambda: pool.status()[0].cached_cells > 0)
+        [status] = pool.status()
+        assert 1 <= status.threads <= WORKER.threads
+        assert status.cached_cells < status.free_cells == OPTIONS.context_length * OPTIONS.parallel
+        await pool.unload(variant())
+        assert [status.threads for status in pool.status()] in ([], [0])
+
+
 async def test_a_hung_worker_is_found_killed_and_replaced() -> None:
     options = replace(OPTIONS, worker=replace(WORKER, hang_seconds=1))
     async with running_pool(options) as pool:
@@ -218,8 +242,7 @@ async def test_an_idle_worker_unloads_after_its_keep_alive() -> None:
     async with running_pool(replace(OPTIONS, keep_alive_seconds=0.2)) as pool:
         await answer(pool, word("horse"))
         pid = pid_of(pool)
-        await until(lambda: not psutil.pid_exists(pid))
-        assert not pool.is_loaded(variant().digest)
+        await until(lambda: not psutil.pid_exists(pid) and not pool.is_loaded(variant().digest))
 
 
 async def test_how_long_a_model_stays_may_be_asked_for_until_it_is_unloaded() -> None:
@@ -333,8 +356,7 @@ def test_a_worker_does_not_outlive_its_server() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    _, alive = psutil.wait_procs([worker], timeout=5)
-    assert alive == []
+    wait_until(lambda: has_gone(worker), 20)
 
 
 STAGES = {

@@ -16,10 +16,10 @@ from service.domain.generation import Failed, Finished, FinishReason, Generation
 from service.domain.memory import CacheChoice, CacheType, ContextOptions, memory_need
 from service.domain.names import parse_ref
 from service.gguf.files import facts, read_header
+from service.workers.options import PoolOptions, WorkerOptions
 from service.workers.placing import Level, LoadOptions
-from service.workers.pool import Pool, PoolOptions
-from service.workers.slots import WorkerStatus
-from service.workers.supervisor import WorkerOptions
+from service.workers.pool import Pool
+from service.workers.status import WorkerStatus
 
 GLOSS = Path(__file__).parents[3] / "demo" / "gloss-5m-f16.gguf"
 FACTS = facts(read_header(GLOSS))

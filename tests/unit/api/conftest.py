@@ -33,13 +33,13 @@ from service.domain.names import parse_ref
 from service.domain.recipes import Recipe
 from service.domain.remote import RemoteAccess
 from service.jobs.looking import Looks
+from service.jobs.options import RunnerOptions
 from service.jobs.queue import JobQueue
-from service.jobs.runner import JobRunner, RunnerOptions
+from service.jobs.runner import JobRunner
 from service.jobs.wishes import Wishes
 from service.metrics import Metrics
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
-from service.store.database import open_database
 from service.store.derived import DerivedFiles
 from service.store.desired import DesiredLevels
 from service.store.laboratory import Laboratory
@@ -48,8 +48,9 @@ from service.store.piecewise import PiecewiseUploads
 from service.store.presets import Presets
 from service.store.stores import Stores
 from service.workers.placing import LoadOptions
-from service.workers.slots import WorkerStatus
+from service.workers.status import WorkerStatus
 from service.workers.stream import Stream
+from tests.databases import new_database
 
 KEY = "a-key-of-at-least-sixteen-characters"
 # Tests fetch nothing from the network.
@@ -213,7 +214,7 @@ def make_api(tmp_path: Path) -> Iterator[MakeApi]:
     taken: list[tuple[str, FastAPI, Metrics]] = []
 
     def _make(**options: Any) -> Api:
-        engine = open_database(f"sqlite:///{tmp_path / f'{len(engines)}.db'}")
+        engine = new_database(tmp_path / f"{len(engines)}.db")
         engines.append(engine)
         blobs = BlobStore(tmp_path / f"blobs{len(engines)}", reserve_bytes=0)
         blobs.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import structlog
 
 from service.api.auth import hash_keys
@@ -71,6 +73,13 @@ async def test_the_document_declares_errors_summaries_and_no_foreign_422(client)
                 if int(status) >= 400:
                     assert response["content"]["application/json"]["schema"]["$ref"].endswith(ERRORS)
     assert len(identities) == sum(len(operations) for operations in document["paths"].values())
+
+
+async def test_every_component_of_the_document_has_a_name_of_its_own_that_can_be_read(client):
+    document = (await client.get("/openapi.json")).json()
+    # Two of one name get their modules' paths before it, and generics their brackets as underscores.
+    assert [name for name in document["components"]["schemas"] if not re.fullmatch("[A-Za-z]+", name)] == []
+    assert {"ChatBody", "OllamaChatBody", "JobListing"} <= document["components"]["schemas"].keys()
 
 
 async def test_the_document_declares_keys_where_they_are_asked_for(client, make_api):

@@ -9,7 +9,7 @@ import pytest
 
 from service.api import automatic
 from service.domain.memory import MemoryNeed
-from service.workers.slots import WorkerStatus
+from service.workers.status import WorkerStatus
 
 HELLO = [{"role": "user", "content": "Hello"}]
 # Path -> what a body needs beside `model`.

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from service.api.auth import hash_key
+from service.api.ollama_shapes import MAX_TEMPLATE_CHARACTERS, OllamaOptions
+from service.domain import presets
+from service.domain.errors import InvalidParameter
 from service.domain.evaluation import Card, TaskScore
 from service.domain.jobs import JobKind, JobStatus
 from service.domain.names import parse_ref
+from service.domain.presets import Preset, check_preset
 from service.store.bundles.reading import read_bundle
 from tests.unit.api.conftest import KEY, Api, MakeApi
 
@@ -147,3 +154,22 @@ async def test_members_are_of_the_layout_and_no_others(client: httpx.AsyncClient
         assert all(
             name in ("oci-layout", "index.json") or name.startswith("blobs/sha256/") for name in archive.getnames()
         )
+
+
+@pytest.mark.parametrize("name", sorted(OllamaOptions.model_fields))
+def test_a_bundled_parameter_is_taken_exactly_where_create_would_take_it(name: str) -> None:
+    values: list[Any] = [True, "x", "", "x" * 256, "x" * 257, [], ["x"] * 16, ["x"] * 17, [""], math.nan, math.inf]
+    for edge in (0, 1, 2, 5, 10, 100, 1_000_000, 1 << 20, (1 << 63) - 1):
+        values += [edge, -edge, edge + 1, -edge - 1, edge + 0.5, float(edge), -float(edge)]
+    for value in values:
+        try:
+            OllamaOptions.model_validate({name: value})
+        except ValidationError:
+            with pytest.raises(InvalidParameter):
+                check_preset(Preset(parameters={name: value}))
+        else:
+            assert check_preset(Preset(parameters={name: value})).parameters == {name: value}
+
+
+def test_a_bundled_template_may_be_as_long_as_one_that_is_sent() -> None:
+    assert presets.MAX_TEMPLATE_CHARACTERS == MAX_TEMPLATE_CHARACTERS

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.api.frontier_svg import WIDTH, Picture, Theme, frontier_svg, size, text_width
+from service.api.frontier_axes import size
+from service.api.frontier_svg import WIDTH, Picture, Theme, frontier_svg
 from service.api.label_placement import Anchor, Box, place_labels
+from service.api.text_width import text_width
 from service.domain.evaluation import Estimate
 from service.domain.frontier import Point, judge
 from service.domain.quants import QUANTIZATIONS

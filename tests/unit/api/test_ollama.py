@@ -13,7 +13,7 @@ import pytest
 from service.api.ollama_cards import capabilities, modelfile, parameter_lines
 from service.api.ollama_names import parameter_size
 from service.api.ollama_requests import DEFAULTS, domain_messages, droppable, sampling, without_oldest
-from service.api.ollama_shapes import ChatMessage, Options, duration_seconds
+from service.api.ollama_shapes import OllamaMessage, OllamaOptions, duration_seconds
 from service.api.ollama_templates import jinja
 from service.domain.errors import NotSupported, PromptTooLong, QueueFull
 from service.domain.generation import (
@@ -199,7 +199,7 @@ async def test_options_become_a_request_with_ollamas_defaults(api, client):
     assert (asked.sampling.temperature, asked.sampling.top_p, asked.sampling.min_p) == (0.8, 0.9, 0.0)
     assert (asked.sampling.top_k, asked.sampling.seed) == (0, None)
     assert (asked.prompt, asked.parse_special, asked.template) == ("Hi", True, None)
-    assert sampling(Options()) == DEFAULTS
+    assert sampling(OllamaOptions()) == DEFAULTS
 
 
 async def test_a_think_level_is_an_effort(api, client):
@@ -227,7 +227,7 @@ def test_results_without_an_id_belong_to_the_first_open_call_of_their_tool():
         {"role": "tool", "content": "2", "tool_name": "a"},
         {"role": "tool", "content": "3"},
     ]
-    turns = domain_messages([ChatMessage.model_validate(turn) for turn in sent])
+    turns = domain_messages([OllamaMessage.model_validate(turn) for turn in sent])
     assert turns[0].tool_calls == tuple(ToolCall(f"call_0_{i}", name, "{}") for i, name in enumerate("aba"))
     assert [(turn.tool_call_id, turn.name) for turn in turns[1:]] == [
         ("call_0_1", "b"),

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from service.api import remembered
 from service.api.remembered import LastAnswer, Parts
 
 
-def test_a_part_is_made_again_when_what_it_is_made_from_changes_and_not_before(monkeypatch) -> None:
-    parts, made = Parts(), []
+def test_a_part_is_given_again_only_for_what_it_was_made_from() -> None:
+    parts = Parts()
+    assert parts.get("a", 1) is None
+    parts.keep("a", 1, (b"one", b""))
+    assert parts.get("a", 1) == (b"one", b"")
+    assert parts.get("a", 2) is None
+    parts.keep("a", 2, (b"two",))
+    assert (parts.get("a", 1), parts.get("a", 2)) == (None, (b"two",))
 
-    def get(key: str, made_from: object) -> int:
-        return parts.get(key, made_from, lambda: made.append(key) or len(made))
 
-    assert [get("a", [1]), get("a", [1]), get("b", [1]), get("a", [2]), get("a", [1])] == [1, 1, 2, 3, 4]
-    monkeypatch.setattr(remembered, "_MOST_PARTS", 2)
-    assert get("c", [1]) == 5
-    assert len(parts._known) == 1, "a store that grows does not grow this without bound"
+def test_parts_take_no_more_than_so_many_bytes_and_the_longest_unasked_go_first() -> None:
+    parts = Parts(most_bytes=3000)
+    for name in ("a", "b", "c"):
+        parts.keep(name, 1, (bytes(400),))
+    assert parts.get("a", 1) is not None
+    parts.keep("d", 1, (bytes(400),))
+    assert [parts.get(name, 1) is not None for name in ("a", "b", "c", "d")] == [True, False, True, True]
+    for _ in range(10):
+        parts.keep("d", 1, (bytes(400),))
+    assert parts.get("a", 1) is not None, "one in the place of another takes no more"
+    parts.keep("too large", 1, (bytes(4000),))
+    assert parts.get("too large", 1) is None
+    assert parts._size_bytes == 0
+    assert not parts._known
 
 
 def test_only_the_last_answer_is_kept_and_none_where_others_write() -> None:

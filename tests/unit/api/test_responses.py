@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.api.laboratory_bodies import StoredDigest
 from service.api.responses import (
     TYPES,
     Dialect,
@@ -22,6 +23,7 @@ from service.api.responses import (
     retry_after,
     status_of,
 )
+from service.api.shapes import ServerPath
 from service.api.streams import encode, sse
 from service.domain import errors
 
@@ -248,3 +250,28 @@ def test_unicode_line_ends_are_escaped():
 
 def test_an_id_comes_before_its_data():
     assert sse({}, event="status", event_id=3) == b"id: 3\nevent: status\ndata: {}\n\n"
+
+
+class _Fields(BaseModel):
+    path: ServerPath = "/a"
+    matrix: Literal["auto"] | StoredDigest | None = None
+    levels: list[str] = Field(["a"], min_length=1, max_length=2)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"path": "a.gguf"}, "path: input should be an absolute path on the server, from /."),
+        (
+            {"matrix": "nope"},
+            "matrix: input should be a digest, sha256: and 64 lower-case hexadecimal digits or 'auto'.",
+        ),
+        ({"levels": []}, "levels: there should be at least 1 of them, not 0."),
+        ({"levels": ["a"] * 3}, "levels: there should be at most 2 of them."),
+    ],
+)
+def test_what_is_wrong_with_a_field_is_said_in_words_and_not_in_patterns(body: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError) as problem:
+        _Fields.model_validate(body)
+    placed = [{**one, "loc": ("body", *one["loc"])} for one in problem.value.errors()]
+    assert error_from_validation(placed).message.startswith(words.rstrip("."))

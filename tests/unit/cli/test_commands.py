@@ -166,6 +166,14 @@ def test_a_port_that_is_taken_is_told_with_the_variable_to_set() -> None:
     assert "QUANTRY_PORT" in str(failed.value.problem.remedy)
 
 
+def test_a_home_that_cannot_be_made_is_told_with_the_variable_to_set(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CommandFailed) as failed:
+        background.check_home(tmp_path / "file" / "home")
+    assert "Not a directory" in failed.value.problem.message
+    assert "QUANTRY_HOME" in str(failed.value.problem.remedy)
+
+
 def test_the_variables_of_clients_and_tools_do_not_stop_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in FOREIGN_NAMES:
         monkeypatch.setenv(name, "x")

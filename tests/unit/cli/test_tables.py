@@ -19,6 +19,7 @@ from service.api.catalogue_shapes import (
     WorkerShape,
 )
 from service.api.laboratory_shapes import CardShape, EstimateShape, TaskScoreShape, TextFiguresShape
+from service.api.remote_shapes import RemoteLevelShape, RemoteShape
 from service.cli import cards, figures, tables
 from service.cli.session import Session
 from service.domain.quants import QUANTIZATIONS
@@ -131,8 +132,8 @@ def test_in_a_pipe_every_variant_is_one_plain_line() -> None:
 
 
 def test_a_row_says_size_bits_perplexity_and_advice() -> None:
-    row = next(line for line in in_pipe(tables.variants(ALL, None)).splitlines() if "Q2_K " in line)
-    for fact in ("93.5 MiB", "2.62", "+0.8698", "smallest, extreme quality loss", "lossy source"):
+    row = in_pipe(tables.variants([variant("Q2_K")], None)).splitlines()[-1]
+    for fact in ("93.5 MiB", "2.62", "+0.8698", "smallest, extreme quality loss"):
         assert fact in row
 
 
@@ -151,6 +152,13 @@ def test_a_level_without_published_figures_claims_none() -> None:
     assert tables.reference("F32") == "lossless"
 
 
+def test_nothing_made_of_a_source_that_lost_precision_has_the_figures_of_full_precision() -> None:
+    row = in_pipe(tables.variants([variant("Q2_K", lossy_source=True)], None)).splitlines()[-1]
+    for fact in ("93.5 MiB", "2.62", " - ", "smallest, extreme quality loss", "lossy source"):
+        assert fact in row
+    assert "+0.8698" not in row
+
+
 def test_a_plan_says_why_a_level_cannot_be_made_and_what_falls_back() -> None:
     text = in_pipe(tables.plans(PLANS))
     assert "cannot be made: only for mixture models" in text
@@ -159,6 +167,17 @@ def test_a_plan_says_why_a_level_cannot_be_made_and_what_falls_back() -> None:
 
 def test_the_bare_name_is_explained() -> None:
     assert tables.bare_names([variant("Q8_0"), variant("Q4_K_M")]) == "smollm2 is smollm2:Q4_K_M"
+
+
+def test_bare_names_of_many_models_stay_one_line_that_can_be_read() -> None:
+    assert tables.bare_names([variant("Q4_K_M")]) == ""  # the one there is
+    rows = [
+        row.model_copy(update={"model": f"m{number}", "aliases": [f"m{number}"] if row.aliases else []})
+        for number in range(10)
+        for row in (variant("Q8_0"), variant("Q4_K_M"))
+    ]
+    assert tables.bare_names(rows).startswith("m0 is smollm2:Q4_K_M, m1 is ")
+    assert tables.bare_names(rows).endswith(", and 2 more")
 
 
 @pytest.mark.parametrize(
@@ -175,3 +194,15 @@ def test_a_size_has_three_figures(size_bytes: int, text: str) -> None:
 )
 def test_a_duration_is_as_exact_as_it_is_short(seconds: float, text: str) -> None:
     assert figures.duration(seconds) == text
+
+
+def test_a_level_that_only_the_file_can_tell_is_not_called_unknown() -> None:
+    level = RemoteLevelShape(
+        level="UNKNOWN", address="gloss:latest", size_bytes=1, files=[], converts=False, recommended=True, fits=True,
+        fits_disk=True, stored=[],
+    )  # fmt: skip
+    seen = RemoteShape(address="gloss", name="gloss", revision=None, choice="UNKNOWN", levels=[level])
+    printed = in_pipe(tables.remote(seen))
+    assert "UNKNOWN" not in printed
+    assert "- *" in printed
+    assert "its level is in the file" in printed

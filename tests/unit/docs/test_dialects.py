@@ -46,20 +46,20 @@ BODIES: dict[str, tuple[Any, type[BaseModel]]] = {
         message_count_tokens_params.MessageCountTokensParams,
         anthropic_shapes.CountBody,
     ),
-    "POST /api/generate": (ollama.GenerateRequest, ollama_shapes.GenerateBody),
-    "POST /api/chat": (ollama.ChatRequest, ollama_shapes.ChatBody),
-    "POST /api/embed": (ollama.EmbedRequest, ollama_shapes.EmbedBody),
-    "POST /api/embeddings": (ollama.EmbeddingsRequest, ollama_shapes.EmbeddingsBody),
-    "POST /api/create": (ollama.CreateRequest, ollama_shapes.CreateBody),
-    "POST /api/copy": (ollama.CopyRequest, ollama_shapes.CopyBody),
-    "DELETE /api/delete": (ollama.DeleteRequest, ollama_shapes.Named),
-    "POST /api/show": (ollama.ShowRequest, ollama_shapes.ShowBody),
-    "POST /api/pull": (ollama.PullRequest, ollama_shapes.TransferBody),
-    "options": (ollama.Options, ollama_shapes.Options),
+    "POST /api/generate": (ollama.GenerateRequest, ollama_shapes.OllamaGenerateBody),
+    "POST /api/chat": (ollama.ChatRequest, ollama_shapes.OllamaChatBody),
+    "POST /api/embed": (ollama.EmbedRequest, ollama_shapes.OllamaEmbedBody),
+    "POST /api/embeddings": (ollama.EmbeddingsRequest, ollama_shapes.OllamaEmbeddingsBody),
+    "POST /api/create": (ollama.CreateRequest, ollama_shapes.OllamaCreateBody),
+    "POST /api/copy": (ollama.CopyRequest, ollama_shapes.OllamaCopyBody),
+    "DELETE /api/delete": (ollama.DeleteRequest, ollama_shapes.OllamaNamedBody),
+    "POST /api/show": (ollama.ShowRequest, ollama_shapes.OllamaShowBody),
+    "POST /api/pull": (ollama.PullRequest, ollama_shapes.OllamaTransferBody),
+    "options": (ollama.Options, ollama_shapes.OllamaOptions),
 }
 # No client tells what llama-server reads.
 OTHERS = {
-    "POST /completion": llama_server_shapes.CompletionBody,
+    "POST /completion": llama_server_shapes.LlamaServerCompletionBody,
     "POST /infill": llama_server_shapes.InfillBody,
 }
 

@@ -62,16 +62,16 @@ BODIES: dict[str, type[BaseModel]] = {
     "POST /v1/workers/{ref}/load": catalogue_shapes.LoadBody,
     "POST /v1/embeddings": openai_embeddings.EmbeddingsBody,
     "POST /v1/messages": anthropic_shapes.MessagesBody,
-    "POST /api/embed": ollama_shapes.EmbedBody,
-    "POST /api/embeddings": ollama_shapes.EmbeddingsBody,
-    "POST /api/show": ollama_shapes.ShowBody,
-    "POST /api/copy": ollama_shapes.CopyBody,
-    "DELETE /api/delete": ollama_shapes.Named,
-    "POST /api/pull": ollama_shapes.TransferBody,
-    "POST /api/push": ollama_shapes.TransferBody,
+    "POST /api/embed": ollama_shapes.OllamaEmbedBody,
+    "POST /api/embeddings": ollama_shapes.OllamaEmbeddingsBody,
+    "POST /api/show": ollama_shapes.OllamaShowBody,
+    "POST /api/copy": ollama_shapes.OllamaCopyBody,
+    "DELETE /api/delete": ollama_shapes.OllamaNamedBody,
+    "POST /api/pull": ollama_shapes.OllamaTransferBody,
+    "POST /api/push": ollama_shapes.OllamaTransferBody,
     "POST /tokenize": llama_server_shapes.TokenizeBody,
     "POST /detokenize": llama_server_shapes.DetokenizeBody,
-    "POST /completion": llama_server_shapes.CompletionBody,
+    "POST /completion": llama_server_shapes.LlamaServerCompletionBody,
     "POST /v1/rerank": llama_server_shapes.RerankBody,
 }
 # Member of a body that its section explains in the same way, under `member.field`.
@@ -89,7 +89,7 @@ ANSWERS: dict[type[BaseModel], str] = {
     openai_embeddings.EmbeddingUsageShape: "POST /v1/embeddings",
     anthropic_shapes.MessageShape: "POST /v1/messages",
     anthropic_shapes.MessageUsageShape: "POST /v1/messages",
-    llama_server_shapes.PieceShape: "POST /tokenize",
+    llama_server_shapes.TokenPieceShape: "POST /tokenize",
     llama_server_shapes.CompletedShape: "POST /completion",
     llama_server_shapes.RanksShape: "POST /v1/rerank",
     llama_server_shapes.RankShape: "POST /v1/rerank",
@@ -346,7 +346,7 @@ def test_every_field_of_the_openai_dialect_is_documented(body: type[BaseModel], 
 
 @pytest.mark.parametrize(
     ("body", "column"),
-    [(ollama_shapes.GenerateBody, 1), (ollama_shapes.ChatBody, 2)],
+    [(ollama_shapes.OllamaGenerateBody, 1), (ollama_shapes.OllamaChatBody, 2)],
     ids=["generate", "chat"],
 )
 def test_every_field_of_the_ollama_dialect_is_documented(body: type[BaseModel], column: int) -> None:
@@ -362,9 +362,9 @@ def test_every_option_of_ollamas_and_every_field_of_create_is_documented() -> No
     options = {
         name for row in rows(text["The Ollama dialect"]) if len(row) == 3 for name in re.findall(r"`(\w+)`", row[0])
     }
-    assert options == set(ollama_shapes.Options.model_fields)
+    assert options == set(ollama_shapes.OllamaOptions.model_fields)
     documented = {row[0].strip("`") for row in rows(text["POST /api/create"])} - {"field"}
-    fields = ollama_shapes.CreateBody.model_fields
+    fields = ollama_shapes.OllamaCreateBody.model_fields
     assert documented == {field.alias or name for name, field in fields.items()}
 
 
@@ -404,6 +404,8 @@ SHARED = {"--url", "--api-key", "--json"}
 def test_every_command_is_documented_and_no_other() -> None:
     headings = re.findall(r"^## quantry ([\w-]+)$", page("cli.md"), re.MULTILINE)
     assert sorted(headings) == sorted(COMMAND.commands)
+    listed = re.findall(r"\[`([\w-]+)`\]\(#quantry-", page("cli.md").partition("\n## ")[0])
+    assert sorted(listed) == sorted(COMMAND.commands)
 
 
 @pytest.mark.parametrize("name", COMMAND.commands)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.catalog import FileFacts, Lineage, ModelShape, Variant
-from service.domain.desired import Desired, WishState, progress_of, to_make
-from service.domain.jobs import ENDED, ImportSpec, Job, JobError, JobKind, JobStatus, QuantizeSpec
+from service.domain.desired import Desired, WishState, hindered, progress_of, to_make
+from service.domain.jobs import ENDED, ImportSpec, Job, JobError, JobKind, JobStatus, QuantizeSpec, Step
 from service.domain.names import parse_ref
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -95,6 +95,32 @@ def test_a_failure_rests_for_an_hour_and_a_cancellation_until_it_is_wished_for_a
     assert states(job(JobStatus.FAILED, "Q8_0", **long_ago), wished=-700)["Q8_0"].state is WishState.MISSING
     assert states(job(JobStatus.CANCELLED, "Q8_0", **long_ago), wished=-700)["Q8_0"].state is WishState.CANCELLED
     assert states(job(JobStatus.CANCELLED, "Q8_0"), wished=-1)["Q8_0"].state is WishState.MISSING
+
+
+def test_a_level_is_not_kept_from_being_made_by_another_one_that_always_fails() -> None:
+    """They went into one job, which ended at the first of them."""
+    culprit = replace(
+        job(JobStatus.FAILED, "Q4_K_M", "Q8_0"),
+        steps=(Step("Q4_K_M", JobStatus.FAILED), Step("Q8_0", JobStatus.CANCELLED)),
+    )
+    found = states(culprit)
+    assert found["Q4_K_M"].state is WishState.FAILED
+    assert found["Q8_0"].state is WishState.MISSING
+    assert to_make(found.values()) == ("Q8_0",)
+
+
+@pytest.mark.parametrize("first", [JobStatus.FAILED, JobStatus.CANCELLED])
+def test_what_fails_before_any_level_is_begun_makes_all_of_them_rest(first: JobStatus) -> None:
+    steps = (Step("importance matrix", first), Step("Q4_K_M", JobStatus.CANCELLED), Step("Q8_0", JobStatus.CANCELLED))
+    assert to_make(states(replace(job(JobStatus.FAILED, "Q4_K_M", "Q8_0"), steps=steps)).values()) == ()
+
+
+def test_what_hinders_a_job_from_being_queued_is_said_of_what_is_missing_alone() -> None:
+    levels = hindered(tuple(states(siblings=(variant("Q8_0"),)).values()), "The disk is full.")
+    reasons = {level.quantization: level.reason for level in levels}
+    assert reasons["Q4_K_M"] == "The disk is full."
+    assert reasons["Q8_0"] is None
+    assert "importance matrix" in (reasons["IQ1_S"] or "")
 
 
 def test_the_newest_job_counts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,8 @@ from service.gguf.architectures.rules import (
     plus_one,
     without_first_rows,
 )
-from service.gguf.checkpoints import Files, Tensor
+from service.gguf.checkpoint_files import Files
+from service.gguf.checkpoints import Tensor
 
 NO_FILES = Files({})
 LLAMA: dict[str, Any] = {
@@ -87,6 +89,7 @@ def test_sizes_and_heads_are_llama_cpps() -> None:
         ({"rope_scaling": "linear"}, "a JSON object"),
         ({"rope_scaling": {"rope_type": "exotic"}}, "'exotic'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, "factor as 0"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "Phi-3 alone"),
         ({"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 1}}, "cannot be"),
     ],
@@ -95,6 +98,15 @@ def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, Any], said
     with pytest.raises(InvalidModel) as refused:
         layout(**changes)
     assert said in refused.value.message
+
+
+def test_of_classifiers_those_with_one_result_are_rerankers() -> None:
+    roberta = {**LLAMA, "architectures": ["XLMRobertaForSequenceClassification"], "pad_token_id": 1}
+    found = fields(layout_of(Config({**roberta, "id2label": {"0": "LABEL_0"}}), NO_FILES))
+    assert (found["pooling_type"], found["classifier.output_labels"]) == (4, [b"LABEL_0"])
+    for labels, said in (({"0": "no", "1": "yes"}, "2 classes"), ({}, "2 classes"), ({"0": 0, "1": 1, "2": 2}, "3 cl")):
+        with pytest.raises(InvalidModel, match=said):
+            layout_of(Config({**roberta, "id2label": labels}), NO_FILES)
 
 
 def test_scaled_positions_are_found_under_either_spelling() -> None:
@@ -165,6 +177,16 @@ def test_pooling_is_what_sentence_transformers_says(tmp_path: Path) -> None:
     assert "pooling_type" not in fields(layout_of(config, NO_FILES))
 
 
+@pytest.mark.parametrize("folder", ["2_Pooling", "\x00", "\x1b[31m", "../1_Pooling", "\ud800"])
+def test_a_pooling_folder_that_is_not_there_is_named_in_printable_letters(tmp_path: Path, folder: str) -> None:
+    modules = [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": folder}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    config = Config({**LLAMA, "architectures": ["BertModel"], "type_vocab_size": 2})
+    with pytest.raises(InvalidModel, match=r"which modules\.json names") as refused:
+        layout_of(config, Files.of_folder(tmp_path))
+    assert refused.value.message.isprintable()
+
+
 # --- tensors -----------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +211,17 @@ def test_every_tensor_of_a_checkpoint_is_placed_or_refused() -> None:
         apply(found, packed)
     vision = complete | {"model.rotary_emb.inv_freq": complete["model.norm.weight"]}
     assert len(apply(found, vision)) == len(names)
+
+
+def test_an_output_matrix_that_is_not_tied_must_be_there() -> None:
+    found = layout(tie_word_embeddings=False)
+    made = {name: tensor for name, tensor in tensors(found).items() if name != "lm_head.weight"}
+    with pytest.raises(InvalidModel, match=r"no tensor 'lm_head\.weight'"):
+        apply(found, made)
+    for tied in (layout(), layout(tie_word_embeddings=True)):
+        assert "output.weight" not in {weights.name for weights in apply(tied, made)}
+    encoder = layout(tie_word_embeddings=False, architectures=["Qwen3Model"], head_dim=16)  # which has none
+    assert all(rule.optional for rule in encoder.rules if rule.target == "output.weight")
 
 
 def test_a_missing_optional_bias_is_no_fault_and_a_present_one_is_kept() -> None:

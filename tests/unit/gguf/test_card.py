@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.gguf.card import card_fields
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 
 CARD = """---
 license: apache-2.0  # as the weights

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import MAX_JSON_DEPTH, Files, shard_names
+from service.gguf.checkpoint_files import MAX_JSON_DEPTH, Files
+from service.gguf.shards import shard_names
 
 HERE = Path("/nowhere")
 
@@ -47,6 +48,11 @@ def test_an_index_says_which_files_and_never_where_they_lie(tmp_path: Path) -> N
         shard_names(found)
     (tmp_path / "model-b.safetensors").write_bytes(b"")
     assert shard_names(Files.of_folder(tmp_path)) == ("model-a.safetensors", "model-b.safetensors")
+
+
+def test_a_single_file_goes_before_an_index_that_was_left_behind(tmp_path: Path) -> None:
+    found = indexed(tmp_path, {"a": "model-00001-of-00002.safetensors"}, "model.safetensors")
+    assert shard_names(found) == ("model.safetensors",)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +95,30 @@ def test_a_folder_gives_its_files_and_the_configs_below_it(tmp_path: Path) -> No
     (tmp_path / "other").mkdir()
     (tmp_path / "config.json").write_text("{}")
     assert Files.of_folder(tmp_path).names == ("1_Pooling/config.json", "config.json")
+
+
+def test_a_folder_gives_its_chat_templates(tmp_path: Path) -> None:
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    found = Files.of_folder(tmp_path)
+    assert found.names == ("additional_chat_templates/tool_use.jinja",)
+    assert found.text("additional_chat_templates/tool_use.jinja") == "{{ tools }}"
+
+
+def test_a_link_out_of_the_folders_that_may_be_imported_from_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    models = tmp_path / "models"
+    (models / "additional_chat_templates").mkdir(parents=True)
+    (models / "config.json").write_text("{}")
+    assert Files.of_folder(models, (models,)).names == ("config.json",)
+    (models / "additional_chat_templates" / "a.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidModel, match="is a link to somewhere outside"):
+        Files.of_folder(models, (models,))
+
+
+def test_a_folder_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.gguf.checkpoint_files.MAX_FILES", 3)
+    for name in "abcd":
+        (tmp_path / name).write_text("")
+    with pytest.raises(InvalidModel, match="at most 3 files"):
+        Files.of_folder(tmp_path)

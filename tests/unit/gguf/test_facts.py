@@ -47,6 +47,7 @@ def test_the_facts_of_a_small_model(tiny: Any, write: Write) -> None:
         feed_forward=64,
         vocabulary=8,
         context_length=64,
+        cache_heads=2,
     )
 
 

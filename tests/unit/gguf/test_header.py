@@ -327,6 +327,12 @@ def test_a_bert_vocabulary_has_the_tokens_around_every_text(tiny: Any, write: Wr
     assert "(bos)" in refusal(write(bert.without("tokenizer.ggml.bos_token_id")))
 
 
+def test_a_reranker_has_no_more_classes_than_numbers(tiny: Any, write: Write) -> None:
+    reranker = tiny.with_pair("llama.pooling_type", "u32", 4)
+    assert read_header(write(reranker.with_pair("llama.classifier.output_labels", "[str", ["yes"] * 32)))
+    assert "33 classes" in refusal(write(reranker.with_pair("llama.classifier.output_labels", "[str", ["yes"] * 33)))
+
+
 def of_architecture(tiny: Any, name: str) -> Any:
     """The same file as one of another architecture."""
     other = tiny.with_(pairs=tuple((key.replace("llama.", f"{name}."), *rest) for key, *rest in tiny.pairs))
@@ -447,14 +453,14 @@ def test_memory_stays_bounded_whatever_the_arrays_hold(tiny: Any, write: Write) 
 
 
 def test_texts_beyond_the_budget_are_refused(tiny: Any, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.gguf.header.MAX_TEXT_BYTES", 1024)
+    monkeypatch.setattr("service.gguf.parsing.MAX_TEXT_BYTES", 1024)
     assert "of text" in refusal(write(tiny.with_pair("x", "str", "y" * 1100)))
-    monkeypatch.setattr("service.gguf.header.MAX_STRING_BYTES", 512)
+    monkeypatch.setattr("service.gguf.parsing.MAX_STRING_BYTES", 512)
     assert "512 are allowed" in refusal(write(tiny.with_pair("x", "str", "y" * 513)))
 
 
 def test_a_header_beyond_the_limit_is_refused(tiny: Any, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.gguf.header.MAX_HEADER_BYTES", 512)
+    monkeypatch.setattr("service.gguf.cursor.MAX_HEADER_BYTES", 512)
     assert "header is larger" in refusal(write(tiny))
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files, Tensor
+from service.gguf.checkpoint_files import Files
+from service.gguf.checkpoints import Tensor
 from service.gguf.packed import unpacked, with_quantization, words
 from tests import packing
 
@@ -150,6 +151,25 @@ def test_llm_int8_is_a_byte_times_the_largest_of_its_row() -> None:
     with pytest.raises(InvalidModel, match="one kind of GPU"):
         unpacked(
             checkpoint({**parts, "weight_format": np.array(2, np.uint8)}), {"quantization_config": {"load_in_8bit": 1}}
+        )
+
+
+@pytest.mark.parametrize("shape", [[], [8], [2, 2, 2], [-1, 8], [0, 8]])
+def test_four_bits_of_a_shape_that_no_matrix_has_are_refused(shape: list[int]) -> None:
+    parts, _ = packing.four_bits(weights(16, 64))
+    state = next(name for name in parts if "quant_state" in name)
+    said = {**json.loads(parts[state].tobytes()), "shape": shape}
+    parts[state] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    with pytest.raises(InvalidModel, match="corrupt"):
+        unpacked(checkpoint(parts), {"quantization_config": packing.four_bits_config()})
+
+
+def test_a_layout_of_llm_int8_that_is_no_number_is_refused() -> None:
+    parts, _ = packing.eight_bits(weights(12, 40))
+    with pytest.raises(InvalidModel, match="one kind of GPU"):
+        unpacked(
+            checkpoint({**parts, "weight_format": np.array(np.nan, np.float32)}),
+            {"quantization_config": {"load_in_8bit": 1}},
         )
 
 

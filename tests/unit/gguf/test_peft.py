@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.domain.errors import InvalidModel
 from service.gguf.adapters import read_adapter
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.files import read_header
 from service.gguf.header import Header
 from service.gguf.peft import convert_adapter
@@ -50,9 +50,15 @@ def convert(tmp_path: Path, base: Header) -> Callable[[], tuple[Path, Arrays]]:
     return _convert
 
 
-@pytest.fixture
-def found(base_path: Path) -> adapters.Factors:
+@pytest.fixture(scope="module")
+def all_factors(base_path: Path) -> adapters.Factors:
     return adapters.factors(base_path, only="_proj")
+
+
+@pytest.fixture
+def found(all_factors: adapters.Factors) -> adapters.Factors:
+    """Its own for each test: some change them."""
+    return {module: (a.copy(), b.copy()) for module, (a, b) in all_factors.items()}
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
@@ -135,6 +141,7 @@ def test_an_embedding_s_factors_are_turned_as_llama_cpp_looks_them_up(
         ({"lora_alpha": 0}, "lora_alpha"),
         ({"lora_alpha": "8"}, "lora_alpha"),
         ({"lora_alpha": 1e308}, "lora_alpha"),
+        ({"lora_alpha": 5e-324}, "lora_alpha"),  # 0 when it is divided
         ({"alpha_pattern": {"up_proj": 0}}, "alpha_pattern"),
         ({"alpha_pattern": [1]}, "patterns"),
     ],

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files, open_tensors
+from service.gguf.checkpoint_files import Files
+from service.gguf.checkpoints import open_tensors
 from service.gguf.safetensors import ITEM_BYTES, parse_header
 
 SOUND: dict[str, Any] = {
@@ -75,6 +76,7 @@ def test_a_sound_header_gives_each_tensor_where_it_lies() -> None:
         with_entry(data_offsets=[0, 2**70]),
         {**SOUND, "d": {"dtype": "U8", "shape": [3], "data_offsets": [26, 29]}},  # overlaps c.bias
         {**SOUND, "x" * 2000: {"dtype": "U8", "shape": [0], "data_offsets": [29, 29]}},
+        {**SOUND, "d": {"dtype": "U8", "shape": [2**62, 4, 0], "data_offsets": [29, 29]}},  # empty, and yet too large
         {name: entry for name, entry in SOUND.items() if name != "b"},  # leaves a gap
         {name: entry for name, entry in SOUND.items() if name != "c.bias"},  # data behind the last tensor
     ],

@@ -71,7 +71,7 @@ def test_pieces_may_come_in_any_order_under_any_name(pieces: list[Path], llama: 
 
 def test_missing_pieces_are_named(pieces: list[Path]) -> None:
     pieces[1].unlink()
-    with pytest.raises(InvalidModel, match=r"model-00002-of-00003\.gguf are missing") as caught:
+    with pytest.raises(InvalidModel, match=r"missing: model-00002-of-00003\.gguf;") as caught:
         pieces_of(pieces[0])
     assert str(pieces[0].parent) not in caught.value.message
 
@@ -87,7 +87,7 @@ def test_a_piece_with_a_name_of_its_own_is_refused_with_a_remedy(pieces: list[Pa
 
 def test_what_does_not_belong_together_is_refused(pieces: list[Path], llama: Path, tmp_path: Path) -> None:
     first, second, third = pieces
-    assert "piece 3 are missing" in refusal([first, second], tmp_path)
+    assert "missing: piece 3;" in refusal([first, second], tmp_path)
     assert "twice" in refusal([first, second, second], tmp_path)
     assert "not the pieces of one" in refusal([first, second, llama], tmp_path)
     assert "not the pieces of one" in refusal([llama], tmp_path)

@@ -13,12 +13,12 @@ from service.jobs.assignments.bench import Bench
 from service.jobs.messages import LevelStep, Made
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
-from service.store.database import open_database
 from service.store.datasets import enter_built_in
 from service.store.derived import DerivedFiles
 from service.store.laboratory import Laboratory
 from service.store.partials import Partials
 from service.store.stores import Stores
+from tests.databases import new_database
 
 PLANS = (
     LevelPlan("Q8_0", 30, 8.5, needs_imatrix=False),
@@ -35,7 +35,7 @@ class Home:
     """A store with a source in it."""
 
     def __init__(self, folder: Path) -> None:
-        self.engine = open_database(f"sqlite:///{folder}/quantry.db")
+        self.engine = new_database(folder / "quantry.db")
         blobs = BlobStore(folder / "blobs", reserve_bytes=0)
         blobs.start()
         derived = DerivedFiles(folder / "laboratory", 1 << 30)
@@ -50,6 +50,12 @@ class Home:
         file = self.write("add", content, quantization, plans)
         self.stores.blobs.commit(Path(file.path), file.digest, file.size_bytes)
         return self.stores.catalog.add_variant((parse_ref("gloss").key, flavour), file, lineage)
+
+    def put(self, content: bytes) -> str:
+        """A blob that nothing is made of yet."""
+        file = self.write("put", content)
+        self.stores.blobs.commit(Path(file.path), file.digest, file.size_bytes)
+        return file.digest
 
     def write(self, temp: str, content: bytes, quantization: str = "F16", plans=()) -> MadeFile:
         """As a child leaves a file."""

@@ -90,6 +90,7 @@ def test_after_a_crash_only_what_is_missing_is_asked_for(home: Home) -> None:
     third = assign(spec, home.bench())
     assert third.task is None
     assert third.result() == ("gloss:Q8_0", "gloss:Q4_0")
+    assert names(third) == names(first), "a job that goes on has the steps that it had"
 
 
 def test_without_anything_to_make_no_matrix_is_computed(home: Home) -> None:
@@ -191,6 +192,7 @@ def test_a_mix_that_was_found_before_the_crash_is_not_searched_again(home: Home)
     made(home, first, 1, b"a mix", **found(spec))
     assert home.stores.catalog.resolve(first.result()[0]).lineage.recipe.importance_matrix == matrix
     second = assign(spec, home.bench(done=first.result()))
+    assert names(second) == names(first)
     assert [type(step) for step in second.task.steps] == [EvaluateStep, EvaluateStep]
     assert second.result() == first.result()
     assert isinstance(assign(spec, home.bench("job_2")).task.steps[0], SearchStep)

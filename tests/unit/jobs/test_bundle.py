@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.domain.catalog import Lineage, Variant
+from service.domain.catalog import AdapterFacts, Lineage, Variant
 from service.domain.errors import (
+    BlobCorrupt,
     BlobNotFound,
     InvalidModel,
     InvalidName,
@@ -18,16 +19,23 @@ from service.domain.errors import (
     NameTaken,
 )
 from service.domain.evaluation import Card, Speed, TaskScore
+from service.domain.generation import AdapterUse
+from service.domain.importance import ImportanceFacts
 from service.domain.jobs import BundleSpec, JobStatus
 from service.domain.names import parse_ref
+from service.domain.presets import Preset
 from service.domain.recipes import Recipe, TypeOverride
 from service.jobs.assignments.bundle import BundleAssignment
-from service.jobs.messages import BundleTask, Made
+from service.jobs.messages import AdapterMade, BundlePart, BundleTask, Calibrated, Made, PartKind
 from service.jobs.submission import canonical
+from service.store import care
+from service.store.bundles.gathering import gather
 from service.store.bundles.packing import StoredFile, pack
 from tests.unit.jobs.laboratory_home import Home
 
 CARD = Card("there", "b1", 1.0, speed=Speed(1, 1, 1.0, 1, 1.0, 1), tasks=(TaskScore("words", "sha256:0", 1, 2),))
+IMPORTANCE = ImportanceFacts(1, 512, ("text",), ())
+LORA = AdapterFacts("llama", 4, 8.0, 2, 64)
 MIX = Recipe("Q4_0", overrides=(TypeOverride("ffn_down", "Q8_0"),))
 
 
@@ -55,9 +63,9 @@ def _home(folder: Path) -> Home:
 
 
 def bundle_of(home: Home, folder: Path) -> str:
-    variants = home.stores.catalog.variants("gloss")
-    cards = home.stores.laboratory.cards([variant.id for variant in variants])
-    parts = pack(variants, cards, {}).parts
+    catalog = home.stores.catalog
+    contents = gather(catalog, home.stores.laboratory, parse_ref("gloss"), catalog.variants("gloss"), whole=True)
+    parts = pack(contents).parts
     path = folder / "gloss.tar"
     with path.open("wb") as file:
         for part in parts:
@@ -71,7 +79,13 @@ def run(home: Home, spec: BundleSpec, *labels: str) -> BundleAssignment:
     if assignment.task is not None:
         assert isinstance(assignment.task, BundleTask)
         archive = Path(assignment.task.source).read_bytes()
-        for number, (part, label) in enumerate(zip(assignment.task.parts, labels, strict=True)):
+        models = [part for part in assignment.task.parts if part.kind is PartKind.MODEL]
+        by_name = dict(zip([part.target for part in models], labels, strict=True))
+        for number, part in enumerate(assignment.task.parts):
+            if part.kind is not PartKind.MODEL:
+                assignment.accept(_with_a_model(number, part, archive))
+                continue
+            label = by_name[part.target]
             if part.stored:
                 file = dataclasses.replace(
                     home.write("seen", archive[part.offset :][: part.size_bytes], label), path=part.stored
@@ -83,6 +97,36 @@ def run(home: Home, spec: BundleSpec, *labels: str) -> BundleAssignment:
             assignment.accept(Made(number, file, "b1"))
     assignment.conclude()
     return assignment
+
+
+def _with_a_model(number: int, part: BundlePart, archive: bytes) -> Calibrated | AdapterMade:
+    """As a child leaves an importance matrix or an adapter."""
+    content = archive[part.offset :][: part.size_bytes]
+    if not part.stored:
+        Path(part.target).write_bytes(content)
+    made = (number, part.target, part.digest, len(content))
+    return Calibrated(*made, IMPORTANCE) if part.kind is PartKind.IMPORTANCE else AdapterMade(*made, LORA)
+
+
+def add_matrix(home: Home, content: bytes = b"a matrix", model: str = "gloss") -> str:
+    digest = home.put(content)
+    key = parse_ref(model).key
+    home.stores.laboratory.add_importance_matrix(
+        key, digest, len(content), IMPORTANCE, made_from="x", source_digest=home.source.digest
+    )
+    return digest
+
+
+def add_adapter(home: Home, name: str, content: bytes = b"an adapter") -> str:
+    digest = home.put(content)
+    home.stores.catalog.adapters.add(parse_ref("gloss").key, name, digest, len(content), LORA)
+    return digest
+
+
+def add_preset(home: Home, word: str, preset: Preset, tag: str = "Q8_0") -> None:
+    catalog = home.stores.catalog
+    variant = catalog.copy(catalog.resolve(f"gloss:{tag}"), parse_ref(f"gloss:{word}"))
+    catalog.presets.put(parse_ref(f"gloss:{word}"), variant, preset)
 
 
 def names(home: Home) -> dict[str, Variant]:
@@ -215,3 +259,145 @@ def test_what_no_bundle_can_be_made_of_is_refused(here: Home, tmp_path: Path) ->
     (tmp_path / "empty.tar").touch()
     with pytest.raises(InvalidModel):
         BundleAssignment(BundleSpec(path=str(tmp_path / "empty.tar")), here.bench())
+
+
+# --- what goes with the model ------------------------------------------------------------------------------------
+
+
+def test_importance_matrices_adapters_and_presets_come_with_the_model(there: Home, here: Home, tmp_path: Path) -> None:
+    matrix, adapter = add_matrix(there), add_adapter(there, "tone")
+    owned = there.add(b"brought", "Q4_0", Lineage("imported"))
+    preset = Preset("Be brief.", "{{ x }}", {"top_k": 3}, parent="gloss:Q8_0", adapters=(AdapterUse("tone", 0.5),))
+    add_preset(there, "pirate", dataclasses.replace(preset, owned=(owned.id,)))
+    spec = BundleSpec(path=bundle_of(there, tmp_path), name="mine/other")
+    done = run(here, spec, "F16", "Q8_0", "Q4_0")
+    assert [step.name for step in done.steps] == [
+        "F16", "Q8_0", "Q4_0", f"importance matrix {matrix[7:19]}", "adapter tone"
+    ]  # fmt: skip
+    catalog, key = here.stores.catalog, parse_ref("mine/other").key
+    (stored,) = here.stores.laboratory.importance_matrices(key)
+    assert (stored.digest, stored.source_digest, stored.facts) == (matrix, there.source.digest, IMPORTANCE)
+    (tone,) = catalog.adapters.all(key)
+    assert (tone.name, tone.digest, tone.facts) == ("tone", adapter, LORA)
+    found = catalog.presets.find(parse_ref("mine/other:pirate"))
+    brought = catalog.resolve("mine/other:Q4_0")
+    assert found == dataclasses.replace(preset, parent="mine/other:Q8_0", owned=(brought.id,))
+    assert here.stores.blobs.verify(matrix)
+    assert here.stores.blobs.verify(adapter)
+    assert list(done.remarks()) == []
+    again = run(here, spec)
+    assert again.task is None
+    assert {step.detail for step in again.steps} == {"already stored"}
+    assert list(again.remarks()) == []
+
+
+def test_a_level_goes_out_with_what_it_needs_and_no_more(there: Home) -> None:
+    used, _ = add_matrix(there, b"used"), add_matrix(there, b"not used")
+    other = add_matrix(there, b"of another model", "other")
+    for name in ("tone", "voice"):
+        add_adapter(there, name, name.encode())
+    recipe = Recipe("Q4_0", importance_matrix=used)
+    level = there.add(b"four bits", "Q4_0", Lineage("quantized", there.source.digest, there.source.name, recipe))
+    add_preset(there, "pirate", Preset(adapters=(AdapterUse("TONE"),)), tag="Q4_0")
+    stores, ref = there.stores, parse_ref("gloss")
+    level = stores.catalog.variant(level.id)
+    found = gather(stores.catalog, stores.laboratory, ref, [level], whole=False)
+    assert [matrix.digest for matrix in found.matrices] == [used]
+    assert [adapter.name for adapter in found.adapters] == ["tone"]
+    assert set(found.presets) == {"pirate"}
+    everything = gather(stores.catalog, stores.laboratory, ref, stores.catalog.variants("gloss"), whole=True)
+    assert len(everything.adapters) == len(everything.matrices) == 2
+    assert other not in {matrix.digest for matrix in everything.matrices}
+    stores.catalog.mark_corrupt(used, True)
+    with pytest.raises(BlobCorrupt):
+        gather(stores.catalog, stores.laboratory, ref, [level], whole=False)
+
+
+def test_an_adapter_is_tried_beside_the_smallest_file_of_each_flavour(there: Home, here: Home, tmp_path: Path) -> None:
+    add_adapter(there, "tone")
+    there.add(b"small", "Q4_0", Lineage("imported"), flavour="1b")
+    task = BundleAssignment(BundleSpec(path=bundle_of(there, tmp_path)), here.bench()).task
+    assert isinstance(task, BundleTask)
+    kept = {part.name: part.keep for part in task.parts if part.keep}
+    assert set(kept) == {"gloss:Q8_0", "gloss:1b-Q4_0"}
+    (adapter,) = (part for part in task.parts if part.kind is PartKind.ADAPTER)
+    assert set(adapter.bases) == set(kept.values())
+    assert task.parts[-1] is adapter  # after its bases
+
+
+def test_an_adapter_whose_base_is_stored_is_tried_beside_that(there: Home, here: Home, tmp_path: Path) -> None:
+    run(here, BundleSpec(path=bundle_of(there, tmp_path)), "F16", "Q8_0")
+    add_adapter(there, "tone")
+    spec = BundleSpec(path=bundle_of(there, tmp_path), name="copy")
+    task = BundleAssignment(spec, here.bench()).task
+    assert isinstance(task, BundleTask)
+    (part,) = task.parts
+    assert part.bases == (str(here.stores.blobs.path(names(here)["gloss:Q8_0"].digest)),)
+    run(here, spec)  # its model is entered before it
+    assert [adapter.model.display for adapter in here.stores.catalog.adapters.all()] == ["copy"]
+
+
+def test_two_adapters_of_one_file_are_copied_once(there: Home, here: Home, tmp_path: Path) -> None:
+    for name in ("tone", "voice"):
+        add_adapter(there, name)
+    run(here, BundleSpec(path=bundle_of(there, tmp_path)), "F16", "Q8_0")
+    assert [adapter.name for adapter in here.stores.catalog.adapters.all()] == ["tone", "voice"]
+
+
+def test_another_adapter_of_that_name_refuses_the_bundle_at_once(there: Home, here: Home, tmp_path: Path) -> None:
+    run(here, BundleSpec(path=bundle_of(there, tmp_path)), "F16", "Q8_0")
+    add_adapter(here, "Tone", b"mine")
+    add_adapter(there, "tone")
+    with pytest.raises(NameTaken):
+        BundleAssignment(BundleSpec(path=bundle_of(there, tmp_path)), here.bench())
+
+
+def test_what_a_name_adds_here_already_stays_and_is_told(there: Home, here: Home, tmp_path: Path) -> None:
+    run(here, BundleSpec(path=bundle_of(there, tmp_path)), "F16", "Q8_0")
+    mine = Preset("Be polite.")
+    add_preset(here, "pirate", mine)
+    add_preset(there, "pirate", Preset("Arr."))
+    add_preset(there, "clerk", Preset("Sir?", adapters=(AdapterUse("gone"),)))
+    done = run(here, BundleSpec(path=bundle_of(there, tmp_path)))
+    assert here.stores.catalog.presets.of_model(parse_ref("gloss")) == {"pirate": mine}
+    (remark,) = done.remarks()
+    assert done.steps[remark.step].name == "Q8_0"
+    assert "pirate" in remark.detail
+    assert "clerk" in remark.detail
+
+
+def test_a_variant_that_was_here_before_does_not_go_with_a_name_that_came(
+    there: Home, here: Home, tmp_path: Path
+) -> None:
+    mine = here.add(b"eight bits", "Q8_0", Lineage("imported", llama_build="mine"))
+    add_preset(there, "pirate", Preset("Arr.", owned=(there.stores.catalog.resolve("gloss:Q8_0").id,)))
+    run(here, BundleSpec(path=bundle_of(there, tmp_path)), "F16")
+    found = here.stores.catalog.presets.find(parse_ref("gloss:pirate"))
+    assert found is not None
+    assert (found.system, found.owned) == ("Arr.", ())
+    assert here.stores.catalog.variant(mine.id).lineage.llama_build == "mine"
+
+
+def test_a_matrix_that_a_bundle_brought_never_counts_as_computed_here(there: Home, here: Home, tmp_path: Path) -> None:
+    add_matrix(there)
+    run(here, BundleSpec(path=bundle_of(there, tmp_path)), "F16", "Q8_0")
+    assert here.stores.laboratory.find_importance_matrix("x") is None
+
+
+def test_a_damaged_matrix_or_adapter_is_written_again(there: Home, here: Home, tmp_path: Path) -> None:
+    digests = [add_matrix(there), add_adapter(there, "tone")]
+    spec = BundleSpec(path=bundle_of(there, tmp_path))
+    run(here, spec, "F16", "Q8_0")
+    for digest in digests:
+        care.condemn(here.stores.catalog, here.stores.blobs, digest)
+    run(here, spec)
+    assert all(here.stores.blobs.verify(digest) for digest in digests)
+    assert not any(blob.corrupt for blob in here.stores.catalog.blobs())
+
+
+def test_a_blob_that_is_known_to_be_damaged_is_not_read_though_its_file_is_still_there(there: Home) -> None:
+    digest = there.source.digest
+    assert there.bench().blob(digest, "it") == str(there.stores.blobs.path(digest))
+    there.stores.catalog.mark_corrupt(digest, True)  # and then the server was killed, before the file was set aside
+    with pytest.raises(BlobCorrupt):
+        there.bench().blob(digest, "it")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from types import SimpleNamespace
 
 import httpcore
 import pytest
 
 from service.domain.errors import Forbidden
-from service.domain.remote import DEFAULT_HOSTS, Place, RemoteAccess
+from service.domain.reach import Place, admit
+from service.domain.remote import DEFAULT_HOSTS, RemoteAccess
 from service.domain.secrets import Secret
-from service.remote.guard import Answer, Dropped, Network, _Guarded
+from service.remote.guard import Answer, Dropped, Network
 from service.remote.patience import Limiter, Patience
+from service.remote.sockets import Guarded
 
 
 class Wire(httpcore.SyncBackend):
@@ -28,7 +32,7 @@ class Wire(httpcore.SyncBackend):
 def guarded(*answers):
     """A backend whose names mean one answer after another."""
     left = list(answers)
-    backend = _Guarded(lambda host, port: left.pop(0))
+    backend = Guarded(lambda host, port: left.pop(0))
     backend._system = Wire()
     return backend
 
@@ -68,16 +72,29 @@ def test_a_network_resolves_through_the_guard():
         pass
 
 
+def secret_of(network, url):
+    return network._secret_for(url, admit(url, (*DEFAULT_HOSTS, "http://huggingface.co")))
+
+
 def test_the_token_goes_to_the_hubs_own_origin_alone():
     access = RemoteAccess(hub_token=Secret("secret"))
     network = Network(access)
-    place = Place("https", "huggingface.co", 443, trusted=False)
-    assert network._secret_for(place, None) == {"Authorization": "Bearer secret"}
+    assert secret_of(network, "https://huggingface.co/x") == {"Authorization": "Bearer secret"}
     for other in ("cdn-lfs.huggingface.co", "hf.co", "registry.ollama.ai"):
-        assert network._secret_for(Place("https", other, 443, trusted=False), None) == {}
-    assert network._secret_for(Place("http", "huggingface.co", 80, trusted=True), None) == {}
+        assert secret_of(network, f"https://{other}/x") == {}
+    assert secret_of(network, "http://huggingface.co/x") == {}
     assert "secret" not in repr(access)
     assert all("secret" not in pattern for pattern in DEFAULT_HOSTS)
+
+
+def test_what_a_registry_permits_is_shown_to_what_it_is_for_alone():
+    network = Network(RemoteAccess(hub_token=Secret("secret")))
+    network.permit("https://registry.ollama.ai/v2/library/m", "Bearer everybody")
+    for below in ("manifests/latest", "blobs/sha256:00"):
+        told = secret_of(network, f"https://registry.ollama.ai/v2/library/m/{below}")
+        assert told == {"Authorization": "Bearer everybody"}
+    for beside in ("https://registry.ollama.ai/v2/library/mine/manifests/latest", "https://hf.co/v2/library/m/blobs/x"):
+        assert secret_of(network, beside) == {}
 
 
 def answer(**headers):
@@ -113,6 +130,14 @@ def test_retry_after_is_seconds_or_a_date_and_bounded(text, low, high):
     assert low <= seconds <= high
 
 
+@pytest.mark.parametrize(("skew", "wait"), [(0, 90), (-7200, 90), (86400, 90)])
+def test_a_retry_after_date_counts_from_the_servers_own_clock(skew, wait):
+    moment = datetime.now(UTC) + timedelta(seconds=skew)
+    until = moment + timedelta(seconds=wait)
+    told = answer(date=format_datetime(moment, usegmt=True), retry_after=format_datetime(until, usegmt=True))
+    assert told.retry_after_seconds == wait
+
+
 @pytest.mark.parametrize("text", ["", "soon", "-1", "1e9", "9" * 30])
 def test_a_retry_after_that_is_none_says_nothing(text):
     assert answer(retry_after=text).retry_after_seconds is None
@@ -138,6 +163,22 @@ def test_a_limiter_keeps_its_pace_whoever_takes():
     limiter.take(10)
     assert slept[-1] == pytest.approx(0.1), "what was not used is not saved up"
     assert Limiter(0, sleep=slept.append).take(1 << 40) == 0.0
+
+
+def test_processes_that_name_one_file_share_its_pace(tmp_path):
+    now, slept = [100.0], []
+    here, there = (
+        Limiter(100, tmp_path / "pace", clock=lambda: now[0], sleep=slept.append) for _ in ("a process", "another")
+    )
+    here.take(100)
+    there.take(100)
+    here.take(50)
+    assert slept == [1.0, 2.0, 2.5]
+    now[0] = 200.0
+    there.take(10)
+    assert slept[-1] == pytest.approx(0.1)
+    Limiter(0, tmp_path / "none").take(1)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_drop_says_why():

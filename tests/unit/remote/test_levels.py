@@ -69,6 +69,15 @@ def test_a_second_file_of_a_level_is_chosen_by_its_name():
     }
 
 
+def test_files_of_one_name_in_two_folders_are_told_apart_by_their_paths():
+    listed = files("one/model.gguf", "two/model.gguf", "Q4_0/m.gguf", "Q8_0/m.gguf")
+    levels = levels_of(listed)
+    assert sorted(level.choice for level in levels) == ["Q4_0", "Q8_0", "model.gguf", "two/model.gguf"]
+    for file in listed:
+        assert chosen(levels, listed, file.name).files == (file,)
+    assert chosen(levels, listed, "model.gguf").files == (listed[0],)
+
+
 def test_a_checkpoint_is_a_level_to_be_made():
     names = ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json",
              "model.safetensors.index.json", "1_Pooling/config.json", "pytorch_model.bin", "onnx/model.onnx",

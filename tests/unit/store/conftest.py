@@ -13,7 +13,7 @@ from service.domain.catalog import FileFacts, LevelPlan, ModelShape
 from service.domain.jobs import MadeFile
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
-from service.store.database import open_database
+from tests.databases import new_database
 
 Make = Callable[..., MadeFile]
 
@@ -21,7 +21,7 @@ Make = Callable[..., MadeFile]
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A database on disk, migrated."""
-    engine = open_database(f"sqlite:///{tmp_path / 'catalog.db'}")
+    engine = new_database(tmp_path / "catalog.db")
     yield engine
     engine.dispose()
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.catalog import Outside
 from service.domain.errors import BlobCorrupt, BlobNotFound, DigestMismatch, DiskFull, InvalidName, TooLarge
 from service.store.blobs import BlobStore
 
@@ -444,6 +445,28 @@ def test_a_clock_that_jumps_forward_makes_no_blob_old(store: BlobStore, monkeypa
     later = time.time() + 365 * DAY_SECONDS
     monkeypatch.setattr(time, "time", lambda: later)
     assert store.sweep(frozenset(), DAY_SECONDS) == []
+
+
+def test_what_was_asked_for_lately_is_known_whatever_the_wall_clock_says(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _commit(store)
+    monkeypatch.setattr(time, "time", lambda: 1e10)
+    assert store.used_within(DAY_SECONDS) == {DIGEST}
+    assert store.used_within(0) == frozenset()
+
+
+def test_a_pipe_in_place_of_a_file_is_no_blob_and_nobody_waits_for_it(store: BlobStore) -> None:
+    os.mkfifo(store.path(DIGEST))
+    with pytest.raises(BlobNotFound):
+        store.verify(DIGEST)
+
+
+def test_a_file_elsewhere_that_became_unreachable_lies_nowhere(store: BlobStore, tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file where the folder was")
+    store.refer(DIGEST, Outside(str(tmp_path / "folder" / "model.gguf"), 5, 0))
+    assert store.where(DIGEST) is None
+    assert not store.has(DIGEST)
 
 
 def test_a_clock_that_jumps_forward_during_an_upload_takes_no_blob_away(

@@ -15,15 +15,25 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.domain.bundles import believed, believed_card
-from service.domain.catalog import FileFacts, Lineage, ModelShape, RemoteOrigin, Variant
+from service.domain.bundles import believed, believed_card, believed_preset
+from service.domain.catalog import Adapter, AdapterFacts, FileFacts, Lineage, ModelShape, RemoteOrigin, Variant
 from service.domain.errors import DigestMismatch, InvalidModel, InvalidParameter
 from service.domain.evaluation import Card, Estimate, Speed, TextFigures
+from service.domain.importance import ImportanceFacts, ImportanceMatrix
 from service.domain.names import parse_ref
+from service.domain.presets import Preset
 from service.domain.recipes import Recipe, TypeOverride
 from service.store.bundles import tar
-from service.store.bundles.oci import Manifest, blob_name, digest_of
-from service.store.bundles.packing import StoredFile, pack
+from service.store.bundles.oci import (
+    ADAPTER_CONFIG_TYPE,
+    CONFIG_TYPE,
+    MATRIX_CONFIG_TYPE,
+    Index,
+    Manifest,
+    blob_name,
+    digest_of,
+)
+from service.store.bundles.packing import Contents, StoredFile, pack
 from service.store.bundles.reading import read_bundle
 
 MODELS = {"F16": b"GGUF in full precision", "Q4_K_M": b"GGUF in four bits"}
@@ -46,11 +56,20 @@ def variant(number: int, label: str, tags: tuple[str, ...] = (), flavour: str = 
 
 
 VARIANTS = [variant(1, "F16"), variant(2, "Q4_K_M", ("latest", "_odd"))]
+WITH = {"lora": b"GGUF of an adapter", "imatrix": b"GGUF of an importance matrix"}
+AT = "2026-01-02T00:00:00.000000Z"
+LORA, IMATRIX = ((digest_of(content), len(content)) for content in WITH.values())
+ADAPTER = Adapter(parse_ref("gloss").key, "Lo.gguf", *LORA, AdapterFacts("llama", 4, 8.0, 2, 64), AT)
+MATRIX = ImportanceMatrix(*IMATRIX, "gloss", VARIANTS[0].digest, None, ImportanceFacts(1, 8, (), ()), AT)
+PRESET = Preset("Be brief.", "{{ x }}", {"top_k": 3, "stop": ["x"]}, parent="gloss:F16", owned=(1, 2, 7))
 
 
-def packed(variants: list[Variant] | None = None) -> bytes:
-    by_digest = {digest_of(content): content for content in MODELS.values()}
-    parts = pack(VARIANTS if variants is None else variants, {2: replace(CARD, speed=SPEED)}, {}).parts
+def packed(variants: list[Variant] | None = None, preset: Preset = PRESET) -> bytes:
+    by_digest = {digest_of(content): content for content in (*MODELS.values(), *WITH.values())}
+    shown = VARIANTS if variants is None else variants
+    presets = {"latest": preset, "gone": preset}
+    contents = Contents(shown, {2: replace(CARD, speed=SPEED)}, {}, presets, [ADAPTER], [MATRIX])
+    parts = pack(contents).parts
     return b"".join(by_digest[part.digest] if isinstance(part, StoredFile) else part for part in parts)
 
 
@@ -95,11 +114,33 @@ def test_a_bundle_of_ours_is_read_back(read: Callable[[bytes], Any]) -> None:
         assert (about.model, about.flavour, about.quantization, about.tags) == ("gloss", "", one.quantization, one.tags)
         assert (about.facts, about.lineage) == (one.facts, one.lineage)
     assert bundle.files[1].about.card.speed == SPEED
+    assert [(bundled.word, bundled.owned) for bundled in bundle.files[1].about.presets] == [
+        ("latest", ("F16", "Q4_K_M"))
+    ]
+    assert bundle.files[1].about.presets[0].preset == replace(PRESET, owned=())
+    (adapter,), (matrix,) = bundle.adapters, bundle.matrices
+    assert (adapter.about.name, adapter.about.facts) == (ADAPTER.name, ADAPTER.facts)
+    assert matrix.about.source_digest == MATRIX.source_digest
+    for file, content in ((adapter, WITH["lora"]), (matrix, WITH["imatrix"])):
+        assert BUNDLE[file.offset : file.offset + file.size_bytes] == content
+    assert len(bundle.stored) == 4
+
+
+def test_a_reader_that_knows_no_adapters_or_matrices_finds_the_models(read: Callable[[bytes], Any]) -> None:
+    # Those of others, and of quantry before it had these: what is no layer of a model is passed over.
+    index = msgspec.json.decode(members_of(BUNDLE)["index.json"], type=Index)
+    manifests = [
+        msgspec.json.decode(members_of(BUNDLE)[blob_name(one.digest)], type=Manifest) for one in index.manifests or ()
+    ]
+    models = [manifest for manifest in manifests if any(layer.is_gguf for layer in manifest.layers or ())]
+    assert len(manifests) == 5
+    assert len(models) == 3  # an entry for each name
 
 
 def test_the_same_variants_in_any_order_are_the_same_bytes() -> None:
     assert packed(VARIANTS[::-1]) == BUNDLE
-    assert pack(VARIANTS, {}, {}).digest != pack(VARIANTS[:1], {}, {}).digest
+    assert packed(preset=replace(PRESET, parameters={"stop": ["x"], "top_k": 3}, owned=(2, 1))) == BUNDLE
+    assert pack(Contents(VARIANTS)).digest != pack(Contents(VARIANTS[:1])).digest
 
 
 def test_two_names_of_one_file_carry_its_bytes_once(read: Callable[[bytes], Any]) -> None:
@@ -113,7 +154,9 @@ def test_two_names_of_one_file_carry_its_bytes_once(read: Callable[[bytes], Any]
 
 def test_only_names_that_the_layout_allows_become_its_tags() -> None:
     index = json.loads(members_of(BUNDLE)["index.json"])
-    names = [one["annotations"]["org.opencontainers.image.ref.name"] for one in index["manifests"]]
+    names = [
+        one["annotations"]["org.opencontainers.image.ref.name"] for one in index["manifests"] if "annotations" in one
+    ]
     assert names == ["F16", "Q4_K_M", "latest"]
 
 
@@ -304,6 +347,114 @@ def _member(name: str, size: int, kind: bytes) -> bytes:
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
+
+
+# --- what goes with a model --------------------------------------------------------------------------------------
+
+
+def changed(kind: str, change: Callable[[dict[str, Any]], None], content: bytes = BUNDLE) -> bytes:
+    """The bundle with another config of that kind, and every digest made right again."""
+    members = members_of(content)
+    index = json.loads(members["index.json"])
+    for entry in index["manifests"]:
+        manifest = json.loads(members[blob_name(entry["digest"])])
+        if manifest["config"]["mediaType"] != kind:
+            continue
+        config = json.loads(members[blob_name(manifest["config"]["digest"])])
+        change(config.get("quantry", {}))
+        change(manifest)
+        text = json.dumps(config).encode()
+        manifest["config"] |= {"digest": digest_of(text), "size": len(text)}
+        again = json.dumps(manifest).encode()
+        entry |= {"digest": digest_of(again), "size": len(again)}
+        members |= {blob_name(digest_of(text)): text, blob_name(digest_of(again)): again}
+    members["index.json"] = json.dumps(index).encode()
+    return archived(members)
+
+
+@pytest.mark.parametrize("kind", [ADAPTER_CONFIG_TYPE, MATRIX_CONFIG_TYPE])
+def test_an_adapter_or_matrix_that_is_not_one_file_is_refused(read: Callable[[bytes], Any], kind: str) -> None:
+    for layers in (lambda found: [], lambda found: found * 2, lambda found: [found[0] | {"mediaType": "text/plain"}]):
+
+        def change(said: dict[str, Any], layers: Callable[[Any], Any] = layers) -> None:
+            if "layers" in said:
+                said["layers"] = layers(said["layers"])
+
+        with pytest.raises(InvalidModel, match="one file"):
+            read(changed(kind, change))
+    for field, value in (("size", 1), ("digest", "sha256:" + "f" * 64), ("digest", "../../etc/passwd")):
+
+        def other(said: dict[str, Any], field: str = field, value: Any = value) -> None:
+            if "layers" in said:
+                said["layers"][0][field] = value
+
+        with pytest.raises(InvalidModel):
+            read(changed(kind, other))
+    for version in (0, 2, "1", None):
+        with pytest.raises(InvalidModel):
+            read(changed(kind, lambda said, version=version: said.update(version=version)))
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 81, "\u0430dapter", "a\0b", 5, None])
+def test_an_adapter_by_a_name_that_is_none_is_refused(read: Callable[[bytes], Any], name: Any) -> None:
+    with pytest.raises(InvalidModel):
+        read(changed(ADAPTER_CONFIG_TYPE, lambda said: said.update(name=name)))
+
+
+def test_two_adapters_of_one_name_are_refused(read: Callable[[bytes], Any]) -> None:
+    members = members_of(BUNDLE)
+    index = json.loads(members["index.json"])
+    twin = json.loads(members_of(changed(ADAPTER_CONFIG_TYPE, lambda said: said.update(name="lO.GGUF")))["index.json"])
+    members |= members_of(changed(ADAPTER_CONFIG_TYPE, lambda said: said.update(name="lO.GGUF")))
+    index["manifests"].append(twin["manifests"][-1])
+    members["index.json"] = json.dumps(index).encode()
+    with pytest.raises(InvalidModel, match="two adapters"):
+        read(archived(members))
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        {"parameters": {"temperature": 1e9}}, {"parameters": {"top_k": 1.5}}, {"parameters": {"seed": True}},
+        {"parameters": {"stop": ["x"] * 17}}, {"parameters": {"stop": [""]}}, {"parameters": {"stop": 5}},
+        {"parameters": []}, {"template": "x" * (128 * 1024 + 1)}, {"system": 5}, {"messages": [{"role": "root"}]},
+        {"adapters": [{"name": "x"}] * 17}, {"adapters": [{"name": "x", "scale": 1e9}]}, {"system": "x" * (3 << 20)},
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_a_preset_that_create_would_refuse_is_refused(read: Callable[[bytes], Any], preset: dict[str, Any]) -> None:
+    def change(said: dict[str, Any]) -> None:
+        if "presets" in said:
+            said["presets"] = [{"word": "latest", "preset": preset}]
+
+    with pytest.raises(InvalidModel):
+        read(changed(CONFIG_TYPE, change))
+
+
+def test_more_presets_than_names_are_refused(read: Callable[[bytes], Any]) -> None:
+    def change(said: dict[str, Any]) -> None:
+        if "presets" in said:
+            said["presets"] = [{"word": "latest", "preset": {}}] * 101
+
+    with pytest.raises(InvalidModel):
+        read(changed(CONFIG_TYPE, change))
+
+
+def test_a_parameter_that_nobody_knows_is_of_no_effect_and_a_parent_gets_the_new_name() -> None:
+    preset = Preset(parameters={"low_vram": True, "top_p": 1}, parent="gloss:F16", owned=(5,))
+    found = believed_preset(preset, "gloss", parse_ref("mine/other").key)
+    assert found == Preset(parameters={"top_p": 1}, parent="mine/other:F16")
+
+
+def test_a_bundle_of_before_there_were_adapters_in_it_is_read(read: Callable[[bytes], Any]) -> None:
+    members = members_of(changed(CONFIG_TYPE, lambda said: said.pop("presets", None)))
+    index = json.loads(members["index.json"])
+    index["manifests"] = [entry for entry in index["manifests"] if "annotations" in entry]
+    members["index.json"] = json.dumps(index).encode()
+    bundle = read(archived(members))
+    assert [file.tag for file in bundle.files] == ["F16", "Q4_K_M"]
+    assert [file.about.presets for file in bundle.files] == [(), ()]
+    assert (bundle.adapters, bundle.matrices) == ((), ())
 
 
 # --- what is believed --------------------------------------------------------------------------------------------

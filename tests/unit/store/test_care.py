@@ -18,6 +18,8 @@ from service.store import care
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.outside import looks_of
+from service.store.partials import Partials
+from service.store.piecewise import PiecewiseUploads
 
 CONTENT = b"the bytes of a model"
 Put = Callable[..., Variant]
@@ -270,6 +272,24 @@ def test_an_upload_of_unknown_length_ends_where_the_quota_does(tmp_path: Path) -
         upload.finish()
     with pytest.raises(DigestMismatch), store.open_upload(DIGEST) as upload:
         upload.finish()
+
+
+def test_pieces_that_come_together_end_where_the_quota_does(tmp_path: Path) -> None:
+    partials = Partials(tmp_path / "partial", 3600)
+    store = BlobStore(tmp_path / "blobs", 0, quota_bytes=40_000, other_bytes=partials.total_bytes)
+    store.start()
+    partials.start()
+    uploads = PiecewiseUploads(store, partials)
+    pieces = [uploads.begin(digest_of(name), 30_000, 0, 30_000) for name in (b"one", b"two")]  # each fits alone
+    try:
+        with pytest.raises(QuotaExceeded):
+            for _ in range(7):
+                for piece in pieces:
+                    piece.write(bytes(4096))
+        assert store.taken_bytes() <= 40_000 + 4 * 4096  # blocks of the disk
+    finally:
+        for piece in pieces:
+            piece.close()
 
 
 # --- pins ---------------------------------------------------------------------------------------------------------

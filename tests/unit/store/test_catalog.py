@@ -18,8 +18,9 @@ from service.domain.errors import (
     NameTaken,
     QuantryError,
 )
-from service.domain.jobs import MadeFile
+from service.domain.jobs import ImportSpec, MadeFile, Step
 from service.domain.names import parse_ref
+from service.jobs.queue import JobQueue
 from service.store.catalog import Catalog
 from service.store.database import read
 
@@ -388,6 +389,22 @@ def test_an_upload_has_a_row_until_it_is_forgotten_or_unused_for_long(add: Add, 
     with pytest.raises(Conflict, match="delete the model"):
         catalog.forget_blob(used.digest)
     assert catalog.referenced_digests() == {used.digest}
+
+
+def test_a_blob_that_a_job_names_is_kept_also_by_a_sweep_that_began_before_the_job(
+    engine: Engine, catalog: Catalog, make: Make
+) -> None:
+    one, two = make(b"one").digest, make(b"two").digest
+    for digest in (one, two):
+        catalog.add_blob(digest, 3)
+    queue = JobQueue(engine, max_queued=5)
+    keep = queue.active_digests()
+    job, _ = queue.enqueue(ImportSpec("gloss", digest=one), (Step("check"),))
+    assert catalog.forget_unused(keep, grace_seconds=0) == [two]
+    with pytest.raises(Conflict, match="A job needs"):
+        catalog.forget_blob(one, spare_jobs=True)
+    queue.request_cancel(job.id)
+    assert catalog.forget_unused(keep, grace_seconds=0) == [one]
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:xyz", "../../etc/passwd"])

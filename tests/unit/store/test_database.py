@@ -6,10 +6,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, insert, inspect, select
 from sqlalchemy.exc import IntegrityError
 
 from service.domain.errors import Conflict, DiskFull
+from service.store import database
 from service.store.database import from_json, now, open_database, read, to_json, write
 from service.store.tables import METADATA, blobs, job_events, jobs, variants
 
@@ -56,6 +59,17 @@ def test_opening_twice_changes_nothing(engine: Engine) -> None:
         assert connection.execute(select(blobs.c.digest)).scalars().all() == [_BLOB["digest"]]
     assert _schema(again) == before
     again.dispose()
+
+
+def test_what_is_up_to_date_is_opened_without_a_migration(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(_connection: object) -> None:
+        raise AssertionError("it was migrated")
+
+    monkeypatch.setattr(database, "_upgrade", unwanted)
+    open_database(str(engine.url)).dispose()
+    scripts = Config()
+    scripts.set_main_option("script_location", str(database.MIGRATIONS))
+    assert ScriptDirectory.from_config(scripts).get_heads() == [database.NEWEST]
 
 
 def test_a_database_of_a_newer_version_is_refused_with_the_remedy(engine: Engine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,16 @@ def test_a_link_in_place_of_the_lock_file_is_not_followed(tmp_path: Path) -> Non
     with pytest.raises(OSError):
         lock_home(tmp_path)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_system_without_locks_is_told_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("service.store.home.fcntl.flock", no_locks)
+    with pytest.raises(Conflict, match="keeps no locks"):
+        lock_home(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before

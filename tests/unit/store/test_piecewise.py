@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -200,7 +201,45 @@ def test_only_what_nobody_uses_and_is_old_is_pruned(partials: Partials) -> None:
         long_ago = time.time() - 3600
         for path in (old / "file", old, used / "file", used):
             os.utime(path, (long_ago, long_ago))
+        partials._used_at.clear()  # as after a restart
         assert partials.prune() == 1
         assert (old.exists(), used.exists(), young.exists()) == (False, True, True)
+    assert partials.prune() == 0  # it was used until this moment
+    partials._used_at.clear()
     assert partials.prune() == 1
     assert not used.exists()
+
+
+def test_a_clock_that_jumps_prunes_nothing_that_is_gone_on_with(
+    partials: Partials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = partials.folder("upload", "paused")
+    (folder / "file").write_bytes(bytes(1 << 13))
+    later = time.time() + 365 * 86_400
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert partials.idle() == {}
+    assert partials.prune() == 0
+    partials._used_at.clear()  # a server that knows the folder by its times alone
+    assert set(partials.idle()) == {folder}
+    assert partials.prune() == 1
+
+
+def test_what_lies_in_transfers_is_counted_while_they_come_and_go(partials: Partials) -> None:
+    ended = threading.Event()
+
+    def churn() -> None:
+        while not ended.is_set():
+            folder = partials.folder("upload", "churn")
+            with suppress(FileNotFoundError):
+                (folder / "file").write_bytes(bytes(8192))
+            partials.discard(folder)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert partials.total_bytes() >= 0
+            assert set(partials.idle()) == set()
+    finally:
+        ended.set()
+        thread.join(5)

@@ -99,6 +99,7 @@ def test_it_does_what_it_has_said_and_frees_what_it_has_counted(home: Home) -> N
     (transfer / "of-100").write_bytes(b"x" * 4096)
     for path in (transfer / "of-100", transfer):
         age(path, 7200)
+    home.stores.partials._used_at.clear()
     care.condemn(catalog, blobs, home.source.digest)
     rules = Rules(age_seconds=3600, unused_seconds=0)
     before = plan(home.stores, rules, Uses())

@@ -18,7 +18,7 @@ from service.gguf.files import read_header
 from service.store import care
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
-from service.store.database import open_database
+from tests.databases import new_database
 
 Rot = tuple[str, bytes | None]  # how, and what the file holds then; None: it is gone
 
@@ -58,7 +58,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path, whole: bytes) -> Iterator[tuple[Catalog, BlobStore, str]]:
-    engine = open_database(f"sqlite:///{tmp_path}/catalog.db")
+    engine = new_database(tmp_path / "catalog.db")
     catalog, blobs = Catalog(engine), BlobStore(tmp_path / "blobs", reserve_bytes=0)
     blobs.start()
     digest = bring(blobs, whole)

@@ -24,6 +24,7 @@ from service.store import care
 from service.store.blobs import BlobStore
 from service.store.catalog import Catalog
 from service.store.database import open_database, read
+from tests.databases import new_database
 
 MODELS = st.sampled_from(["gloss", "people/gloss", "other"])
 FLAVOURS = st.sampled_from(["", "instruct"])
@@ -55,6 +56,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.pinned: set[Key] = set()
         self.damaged: set[str] = set()  # and found out
         self.back: set[str] = set()  # damaged, and whole again without anyone having looked
+        new_database(self.home / "catalog.db").dispose()
         self._open()
 
     def _open(self) -> None:

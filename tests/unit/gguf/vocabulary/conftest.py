@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.vocabulary import read_vocabulary
 from tests import checkpoints
 
@@ -19,11 +19,15 @@ ARCHITECTURES = {
     "llama3": "llama",
     "mistral": "llama",
     "mistral-nemo": "llama",
+    "mistral-tekken": "llama",
     "mixtral": "llama",
     "qwen3-moe": "qwen3moe",
     "gemma3-vision": "gemma3",
     "phi3-long": "phi3",
     "roberta": "bert",
+    "xlm-roberta": "bert",
+    "xlm-roberta-slow": "bert",
+    "reranker": "bert",
 }
 
 

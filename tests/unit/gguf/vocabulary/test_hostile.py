@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain.errors import InvalidModel
-from service.gguf.checkpoints import Files
+from service.gguf.checkpoint_files import Files
 from service.gguf.vocabulary import read_vocabulary
-from service.gguf.vocabulary.sentence_piece import read_pieces
+from service.gguf.vocabulary.piece_model import read_model
 from service.gguf.vocabulary.tokens import Kind
 from tests import checkpoint_tokenizers, checkpoints
 from tests.unit.gguf.vocabulary.conftest import ARCHITECTURES, Tokenizer
@@ -93,7 +93,7 @@ def test_a_value_of_another_kind_anywhere_gives_a_vocabulary_or_an_invalid_model
 
 
 def test_pieces_are_read_as_they_were_written() -> None:
-    pieces = read_pieces(MODEL)
+    pieces = read_model(MODEL).pieces
     assert [piece.text.decode() for piece in pieces] == ["<unk>", "<s>", "▁a", "b"]
     assert [piece.score for piece in pieces] == [0.0, 0.0, -1.5, -2.5]
     assert [piece.kind for piece in pieces] == [Kind.UNKNOWN, Kind.CONTROL, Kind.NORMAL, Kind.NORMAL]
@@ -103,14 +103,14 @@ def test_pieces_are_read_as_they_were_written() -> None:
 @given(st.integers(0, len(MODEL) - 1), st.binary(max_size=3), st.booleans())
 def test_a_protobuf_with_changed_bytes_gives_pieces_or_an_invalid_model(at: int, new: bytes, cut: bool) -> None:
     with contextlib.suppress(InvalidModel):
-        read_pieces(MODEL[:at] + new + (b"" if cut else MODEL[at + len(new) :]))
+        read_model(MODEL[:at] + new + (b"" if cut else MODEL[at + len(new) :]))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_no_model_or_one(data: bytes) -> None:
     with contextlib.suppress(InvalidModel):
-        assert read_pieces(data)
+        assert read_model(data).pieces
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_any_bytes_are_no_model_or_one(data: bytes) -> None:
     ],
 )
 def test_protobuf_that_is_wrong_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidModel, match=r"tokenizer\.model"):
-        read_pieces(data)
+    with pytest.raises(InvalidModel, match="SentencePiece model is damaged"):
+        read_model(data)
 
 
 @pytest.mark.parametrize("item", [None, 7, "x", [], {}, {"id": 1}, {"id": 1, "content": None}, {"id": True}])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from service.domain.errors import InvalidModel
-from service.gguf.vocabulary.tokens import MAX_TOKENS, Kind, Tokens
+from service.gguf.header import MAX_TOKENS
+from service.gguf.vocabulary.tokens import Kind, Tokens
 from tests.unit.gguf.vocabulary.conftest import MakeTokenizer
 
 
@@ -139,13 +140,6 @@ def test_a_checkpoint_without_its_tokenizer_is_refused_with_a_remedy(
         tokenizer.fields()
 
 
-def test_an_encoder_with_a_unigram_tokenizer_is_refused_with_a_way_out(make_tokenizer: MakeTokenizer) -> None:
-    tokenizer = make_tokenizer("bert")
-    tokenizer.change("tokenizer.json", lambda file: file.update(model={"type": "Unigram", "vocab": [["a", 0.0]]}))
-    with pytest.raises(InvalidModel, match=r"convert_hf_to_gguf\.py"):
-        tokenizer.fields()
-
-
 # ---- special tokens ----
 
 
@@ -162,6 +156,15 @@ def test_a_token_named_in_tokenizer_config_goes_before_an_id_in_config_json(make
 def test_ids_that_are_none_or_outside_are_left_out(number: object, make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer("llama2").change("config.json", lambda config: config.update(bos_token_id=number))
     assert "ggml.bos_token_id" not in tokenizer.fields()
+
+
+def test_of_several_tokens_that_end_a_text_the_first_is_the_end(make_tokenizer: MakeTokenizer) -> None:
+    """Without one llama.cpp presets one of its own: a comma, in a byte-level vocabulary."""
+
+    def several(config: dict[str, Any]) -> None:
+        config.update(eos_token_id=[2, 5])
+
+    assert make_tokenizer("llama2").change("config.json", several).fields()["ggml.eos_token_id"] == 2
 
 
 def test_a_negative_id_is_refused(make_tokenizer: MakeTokenizer) -> None:
@@ -214,6 +217,18 @@ def test_named_templates_keep_their_names(make_tokenizer: MakeTokenizer) -> None
     fields = make_tokenizer("qwen3").fields()
     assert fields["chat_templates"] == [b"tool_use"]
     assert fields["chat_template.tool_use"] == "{# tools #}" + fields["chat_template"]
+
+
+def test_templates_in_a_folder_of_their_own_are_named_by_their_files(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer("smollm3")
+    more = tokenizer.folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("{{ tools }}")
+    (more / "notes.txt").write_text("no template")
+    fields = tokenizer.fields()
+    assert fields["chat_template.tool_use"] == "{{ tools }}"
+    assert fields["chat_templates"] == [b"tool_use"]
+    assert "<|im_start|>" in fields["chat_template"]
 
 
 def test_names_of_templates_are_letters_and_digits(make_tokenizer: MakeTokenizer) -> None:
