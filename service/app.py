@@ -171,6 +171,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._server_file = server_file
         self._pool = pool
+        self._told_by: signal.Signals | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -182,13 +183,14 @@ class _Server(uvicorn.Server):
         log.info("listening", url=url, version=__version__)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._pool.begin_drain()
-        log.info("draining", signal=signal.Signals(sig).name)
         # Unlike uvicorn, which raises the signal again after shutdown, we end with status 0; a second signal hurries.
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._pool.begin_drain()
+        self._told_by = signal.Signals(sig)  # not logged here: the signal may have come amidst the writing of a log line
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("draining", signal=self._told_by.name if self._told_by else None)
         self._server_file.unlink(missing_ok=True)
         await super().shutdown(sockets=sockets)
 

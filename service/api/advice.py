@@ -19,7 +19,7 @@ from service.api.advice_shapes import (
     PaceShape,
     RecommendationShape,
 )
-from service.api.catalogue import reference_shape
+from service.api.catalogue import advice_on, reference_shape
 from service.api.contenders import Levels, candidates_of, levels_of, makeable, points_of
 from service.api.documents import errors
 from service.api.frontier_svg import Theme, frontier_svg
@@ -30,7 +30,6 @@ from service.api.shapes import MAX_TOKENS, NAME_PATTERN
 from service.domain.errors import InvalidName, ModelNotFound
 from service.domain.frontier import Judged, judge
 from service.domain.memory import bounded_context
-from service.domain.quants import QUANTIZATIONS
 from service.domain.recommend import Bounds, Candidate, Considered, Hindrance, recommend
 from service.domain.sizes import SIZE_PATTERN, parse_size
 from service.machine import available_bytes, description
@@ -193,15 +192,16 @@ def _considered(one: Considered) -> dict[str, Any]:
 
 
 def _advised(services: Services, levels: Levels, one: Considered) -> AdvisedShape:
-    level = QUANTIZATIONS.get(one.candidate.quantization)
+    label = one.candidate.quantization
     stored = next((variant for variant in levels.members if variant.name == one.candidate.name), None)
     card = services.laboratory.cards([stored.id]).get(stored.id) if stored is not None else None
+    lossy_source = levels.source.lossy if stored is None else stored.lineage.lossy_source
     return AdvisedShape(
         **_considered(one),
-        advice=level.advice if level else None,
+        advice=advice_on(label, lossy_source=lossy_source),
         card=CardShape.model_validate(card, from_attributes=True) if card else None,
-        reference=reference_shape(level.reference) if level else None,
-        make=None if stored is not None else _make(services, levels, one.candidate.quantization),
+        reference=reference_shape(label, lossy_source=lossy_source),
+        make=None if stored is not None else _make(services, levels, label),
     )
 
 

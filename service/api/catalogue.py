@@ -21,7 +21,7 @@ from service.api.laboratory_shapes import CardShape, RecipeShape, SearchShape
 from service.api.services import Services
 from service.domain.catalog import LevelPlan, Lineage, Measurement, Variant
 from service.domain.evaluation import Card
-from service.domain.quants import QUANTIZATIONS, Reference
+from service.domain.quants import QUANTIZATIONS, Family
 from service.store.catalog import Catalog
 from service.workers.placing import Level
 
@@ -127,8 +127,8 @@ def variant_shape(
         parameters=facts.parameters,
         context_length=facts.shape.context_length,
         recommended=level.recommended if level else False,
-        advice=level.advice if level else None,
-        reference=reference_shape(level.reference) if level else None,
+        advice=advice_on(variant.quantization, lossy_source=variant.lineage.lossy_source),
+        reference=reference_shape(variant.quantization, lossy_source=variant.lineage.lossy_source),
         measured=[MeasurementShape(name=m.name, value=m.value, unit=m.unit, created_at=m.created_at) for m in measured],
         card=CardShape.model_validate(card, from_attributes=True) if card else None,
         memory_bytes=services.pool.memory_needed(variant, context).total_bytes,
@@ -173,13 +173,21 @@ def available_shape(services: Services, source: Variant, plan: LevelPlan, contex
         needs_imatrix=plan.needs_imatrix,
         lossy_source=source.lossy,
         error=plan.error,
-        advice=level.advice,
+        advice=advice_on(plan.quantization, lossy_source=source.lossy),
         recommended=level.recommended,
     )
 
 
-def reference_shape(reference: Reference | None) -> ReferenceShape | None:
-    """A published figure with where it comes from."""
+def advice_on(label: str, *, lossy_source: bool) -> str | None:
+    """The advice on a level; None for floats made of what had lost precision: they are not as lossless as it says."""
+    level = QUANTIZATIONS.get(label)
+    return None if level is None or (lossy_source and level.family is Family.FLOAT) else level.advice
+
+
+def reference_shape(label: str, *, lossy_source: bool) -> ReferenceShape | None:
+    """The published figures of a level with where they come from; None of a lossy source: they hold for none such."""
+    level = QUANTIZATIONS.get(label)
+    reference = level.reference if level is not None and not lossy_source else None
     if reference is None:
         return None
     return ReferenceShape(

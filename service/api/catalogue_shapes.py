@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from service.api.laboratory_shapes import CardShape, RecipeShape, SearchShape
 from service.api.shapes import (
@@ -276,7 +277,7 @@ class ImportBody(Strict):
         if sum(source is not None for source in (self.path, self.digest, self.files, self.source)) != 1:
             raise ValueError("Send exactly one of path, digest, files and from.")
         if self.name is None and self.source is None:
-            raise ValueError("The field 'name' is missing; send it.")
+            raise PydanticCustomError("missing_field", "The field 'name' is missing; send it.", {"param": "name"})
         if self.adopt != "copy" and self.path is None:
             raise ValueError("Only a file on the server is adopted; send its path.")
         return self

@@ -41,7 +41,6 @@ router = APIRouter(prefix="/api", tags=["ollama"])
 
 # What Ollama sends for a layer that has no digest yet.
 _NO_DIGEST = "0" * 19
-_MOST_JOBS = 1000
 
 
 @router.head("/blobs/{digest}", include_in_schema=False)
@@ -151,15 +150,7 @@ async def _prepared(services: Services, body: OllamaCreateBody) -> _Making:
 
 
 async def _begun(services: Services, spec: ImportSpec | QuantizeSpec | AdapterSpec) -> _Work:
-    jobs = services.jobs
-    active = {job.id for status in JobStatus if status not in ENDED for job in await jobs.list(status, _MOST_JOBS)}
-    if isinstance(spec, ImportSpec):
-        job = await jobs.submit_import(spec)
-    elif isinstance(spec, QuantizeSpec):
-        job = await jobs.submit_quantize(spec)
-    else:
-        job = await jobs.submit_adapter(spec)
-    return _Work(job, job.id not in active)
+    return _Work(*await services.jobs.begin(spec))
 
 
 def _level(written: str) -> str:

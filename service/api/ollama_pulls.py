@@ -29,7 +29,6 @@ from service.domain.remote import RemoteLevel
 router = APIRouter(prefix="/api", tags=["ollama"])
 
 _FETCH = "fetch"
-_MOST_JOBS = 1000
 
 
 @router.post(
@@ -77,11 +76,8 @@ async def _statuses(services: Services, address: str) -> AsyncGenerator[dict[str
     level = next(level for level in model.levels if level.choice == choice)
     total = level.size_bytes
     digest = level.files[0].digest
-    active = {
-        job.id for status in JobStatus if status not in ENDED for job in await services.jobs.list(status, _MOST_JOBS)
-    }
-    job = await services.jobs.submit_pull(PullSpec(name="", source=address))
-    if job.id not in active:
+    job, is_new = await services.jobs.begin(PullSpec(name="", source=address))
+    if is_new:
         services.ollama_pulls.add(job.id)
     try:
         if job.status not in ENDED:

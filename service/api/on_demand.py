@@ -13,6 +13,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from starlette.types import Receive
+
+from service.api.streams import unless_gone
 from service.domain.catalog import Variant
 from service.domain.datasets import CALIBRATION, DatasetRef
 from service.domain.errors import BeingMade, JobFailed, ModelNotFound, by_code
@@ -45,6 +48,9 @@ class Preference:
 PREFERENCE: ContextVar[Preference | None] = ContextVar("preference", default=None)
 """That of the request at hand."""
 
+RECEIVE: ContextVar[Receive | None] = ContextVar("receive", default=None)
+"""What tells that its client has hung up."""
+
 
 def read_preference(headers: Sequence[str]) -> Preference:
     """What the `Prefer` headers of a request say; what else they may hold is ignored, as RFC 7240 asks."""
@@ -59,7 +65,7 @@ def read_preference(headers: Sequence[str]) -> Preference:
 async def made_on_demand(services: Services, name: str) -> Variant:
     """The variant of that name, made now. Raises ModelNotFound where it cannot be, and what the job failed with.
 
-    Raises BeingMade when it takes longer than the request waits, LevelInTheMaking when it does not wait.
+    Raises BeingMade when it takes longer than the request waits, LevelInTheMaking when it does not wait, ClientGone.
     """
     ref = parse_ref(name)
     spec = await asyncio.to_thread(_spec, services, ref)
@@ -71,7 +77,9 @@ async def made_on_demand(services: Services, name: str) -> Variant:
         raise LevelInTheMaking(job)
     longest = services.options.on_demand_wait_seconds
     wanted = longest if preference.wait_seconds is None else min(longest, preference.wait_seconds)
-    job = await services.jobs.wait(job.id, wanted)
+    waiting = services.jobs.wait(job.id, wanted)
+    receive = RECEIVE.get()
+    job = await (waiting if receive is None else unless_gone(receive, waiting))  # the job goes on without the client
     if job.status not in ENDED:
         raise BeingMade(
             f"{ref.display} is being made by {job.id}; ask again when that job has ended.",
@@ -86,7 +94,11 @@ async def made_on_demand(services: Services, name: str) -> Variant:
 
 
 def _spec(services: Services, ref: ModelRef) -> QuantizeSpec | None:
-    """The job that makes the level named; None when none is named, or none can be made without losing twice."""
+    """The job that makes the level named; None when none is named, or none can be made without losing twice.
+
+    Raises ModelNotFound for one with more bits than its source has: they would hold nothing, and it would be the
+    source of what is made later.
+    """
     if ref.label is None:
         return None
     try:
@@ -97,6 +109,12 @@ def _spec(services: Services, ref: ModelRef) -> QuantizeSpec | None:
     plan = plans.get(ref.label)
     if source.lossy or source.corrupt or plan is None or plan.error is not None:
         return None
+    if plan.bits_per_weight > source.facts.bits_per_weight:
+        raise ModelNotFound(
+            f"There is no {ref.display}, and {source.name}, which it would be made of, has fewer bits per weight: it "
+            "would be larger and no better. POST /v1/quantize makes it all the same.",
+            param="model",
+        )
     calibrate = None
     if plan.needs_imatrix:
         text = services.laboratory.dataset(CALIBRATION)

@@ -69,6 +69,7 @@ def _level(
         size_bytes=level.size_bytes,
         files=[RemoteFileShape(name=file.name, size_bytes=file.size_bytes, digest=file.digest) for file in level.files],
         converts=level.converts,
+        lossy_source=level.lossy_source,
         recommended=level.choice == choice,
         fits=fits(level, services.looks.memory_bytes),
         fits_disk=takes <= room,

@@ -25,6 +25,7 @@ class RemoteLevelShape(Shape):
     size_bytes: int = Field(description="Of all files: what a pull fetches.")
     files: list[RemoteFileShape]
     converts: bool = Field(description="A checkpoint, of which a GGUF file is made here.")
+    lossy_source: bool = Field(False, description="The checkpoint is quantized itself: its floats have lost precision.")
     recommended: bool = Field(description="What the address means where it names no level.")
     fits: bool = Field(description="Whether it can be expected to run within the memory budget.")
     fits_disk: bool = Field(description="Whether the disk has room for it beside what it must keep free.")

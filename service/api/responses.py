@@ -217,6 +217,8 @@ def error_from_validation(problems: Sequence[Mapping[str, Any]]) -> QuantryError
         if kind == "value_error":
             # A check of ours that spans several fields; its words are the whole message.
             return InvalidParameter(str(problem["msg"]).removeprefix("Value error, "))
+        if kind == "missing_field":
+            return InvalidParameter(str(problem["msg"]), param=str(problem["ctx"]["param"]))
         if kind == "missing":
             return MalformedBody("The body is missing; send one JSON object.")
         return MalformedBody("The body must be one JSON object.")

@@ -13,7 +13,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.api.background import Background
-from service.api.on_demand import PREFERENCE, made_on_demand, read_preference
+from service.api.on_demand import PREFERENCE, RECEIVE, made_on_demand, read_preference
 from service.api.openai_store import ResponseStore
 from service.api.remembered import LastAnswer, Parts
 from service.domain.catalog import Variant
@@ -133,8 +133,10 @@ async def _resolved(resolve: Callable[[str], Variant], name: str) -> Variant:
 
 async def _services(request: Request) -> Services:  # no coroutine would be run on a thread
     services = cast("Services", request.app.state.services)
-    if services.options.on_demand and (headers := request.headers.getlist("prefer")):
-        PREFERENCE.set(read_preference(headers))
+    if services.options.on_demand:
+        RECEIVE.set(request.receive)
+        if headers := request.headers.getlist("prefer"):
+            PREFERENCE.set(read_preference(headers))
     return services
 
 

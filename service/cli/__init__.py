@@ -5,6 +5,8 @@ Runs in a process of its own, beside the server. Talks to it over HTTP alone and
 
 from __future__ import annotations
 
+import sys
+
 from service.startup import lasting
 
 __all__ = ["main"]
@@ -12,6 +14,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command; never returns."""
-    with lasting():
-        from service.cli.program import main as run
-    run()
+    try:
+        with lasting():
+            from service.cli.program import main as run
+        run()
+    except KeyboardInterrupt:  # before a command has begun, which tells of it itself
+        sys.exit(130)

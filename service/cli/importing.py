@@ -16,6 +16,7 @@ from service.cli.jobs import watch_job
 from service.cli.options import command
 from service.cli.session import Session
 from service.cli.uploading import no_file, upload_blob
+from service.gguf.checkpoint_files import PICKLE_REMEDY, PICKLES
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ _CHECKPOINT_FILES = (
     "*/config.json",
     "additional_chat_templates/*.jinja",
 )
+_MODEL_FILES = (".safetensors", ".gguf")
 _FLOATS = ("F16", "BF16", "F32")
 _PATH_REFUSED = frozenset({"invalid_parameter", "forbidden"})
 _IMPORT_SECONDS = 330.0  # the server waits at most 300 before it answers with the job
@@ -168,15 +170,27 @@ def _bring(session: Session, client: Client, path: Path, upload: bool | None, se
         if upload is None and path.exists():
             # Another file system (a container), or a server that takes paths from some folders only.
             return _bring(session, client, path, True, send)
+        if not path.exists():
+            raise CommandFailed(
+                problem.code, problem.message, remedy=f"check the path; {str(path)!r} is not on this machine either"
+            ) from None
         raise CommandFailed(problem.code, problem.message, remedy="add --upload to send the file's bytes") from None
 
 
 def _upload_folder(session: Session, client: Client, folder: Path) -> dict[str, str]:
     """Send the files of a checkpoint unless the server has them: their digests by name."""
     files = sorted({path for pattern in _CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file()})
-    if not files:
-        raise no_file(folder)
+    if not any(path.suffix in _MODEL_FILES for path in files):
+        raise _no_model(folder)
     return {path.relative_to(folder).as_posix(): upload_blob(session, client, path) for path in files}
+
+
+def _no_model(folder: Path) -> CommandFailed:
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    message = "it has neither a .gguf file nor safetensors files with their config.json."
+    if any(name.endswith(PICKLES) for name in there):
+        message = f"it has no safetensors files. {PICKLE_REMEDY}"
+    return CommandFailed("invalid_model", f"There is no model in {str(folder)!r}: {message}")
 
 
 def _import(session: Session, client: Client, body: dict[str, Any]) -> VariantShape:

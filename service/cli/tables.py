@@ -61,7 +61,7 @@ def available(rows: Sequence[AvailableShape], context: int | None) -> Table:
             _marked(f"{row.model}:{row.quantization}", recommended=row.recommended),
             figures.size(row.size_bytes),
             figures.bits(row.bits_per_weight),
-            reference(row.quantization),
+            reference(row.quantization, lossy_source=row.lossy_source),
             *([_memory(row.memory_bytes, row.fits)] if context else []),
             _advice(row.advice),
         )
@@ -97,7 +97,8 @@ def remote(seen: RemoteShape) -> Table:
             size.append(" !", style="bold red")
         notes = [f"here as {', '.join(row.stored)}"] if row.stored else []
         if row.converts:
-            notes.append("a checkpoint, converted here")
+            kind = "a quantized checkpoint" if row.lossy_source else "a checkpoint"
+            notes.append(f"{kind}, converted here{'; lossy source' if row.lossy_source else ''}")
         level = row.level
         if level == "UNKNOWN":
             level = "-"

@@ -55,13 +55,15 @@ class RemoteFile:
 class RemoteLevel:
     """What makes one variant. `choice` is what an address says to mean it.
 
-    `converts`: a checkpoint, of which a GGUF file is made here; `size_bytes` is what is fetched.
+    `converts`: a checkpoint, of which a GGUF file is made here; `size_bytes` is what is fetched. `lossy_source`: it
+    is quantized itself (GPTQ, AWQ, NF4, FP8), as far as its listing says.
     """
 
     level: str
     choice: str
     files: tuple[RemoteFile, ...]
     converts: bool = False
+    lossy_source: bool = False
 
     @property
     def size_bytes(self) -> int:

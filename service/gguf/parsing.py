@@ -338,7 +338,9 @@ def _check_version(version: int) -> None:
             "The file is GGUF version 1, which llama.cpp no longer reads; convert the model again with a current "
             "convert_hf_to_gguf.py."
         )
-    raise InvalidModel(f"The file is GGUF version {version}; versions 2 and 3 are read. Fetch the file in version 3.")
+    raise InvalidModel(
+        f"The file is GGUF version {version}; versions 1, 2 and 3 are read. Fetch the file in version 3."
+    )
 
 
 def _alignment(pairs: Mapping[str, Pair]) -> int:

@@ -21,7 +21,7 @@ from service.gguf.header import Header
 from service.gguf.legacy import is_legacy
 from service.jobs.adopting import adopt
 from service.jobs.files import copy_and_sync
-from service.jobs.intake import Kind, Source, Taken, is_piece, make_gguf, what_is, whole_file
+from service.jobs.intake import Kind, Source, Taken, check_unconverted, is_piece, make_gguf, what_is, whole_file
 from service.jobs.limits import lift_memory_limit, limit_file_size, limit_memory
 from service.jobs.messages import ImportTask, Made
 from service.jobs.outbox import Outbox
@@ -33,13 +33,17 @@ from service.store.naming import check_label
 
 
 def import_file(task: ImportTask, outbox: Outbox) -> None:
-    """Do the task and send one `Made`. Raises InvalidModel, LabelMismatch, InvalidParameter, DiskFull, OSError."""
+    """Do the task and send one `Made`.
+
+    Raises InvalidModel, LabelMismatch, InvalidParameter, NotSupported, DiskFull, OSError.
+    """
     started_at = time.monotonic()
     source: Source = task.files or Path(task.source)
     taken: Taken | None = None
     step = 1
     path = Path(task.target)
-    if _kind(source, task) is not Kind.GGUF:
+    kind = _kind(source, task)
+    if kind is not Kind.GGUF:
         taken = _make(source, task, outbox)
         digest, size_bytes = taken.digest, taken.size_bytes
     elif task.digest is None and task.adopt is not Adoption.COPY:
@@ -51,7 +55,8 @@ def import_file(task: ImportTask, outbox: Outbox) -> None:
         path, digest = Path(task.source), task.digest
         size_bytes = path.stat().st_size
         limit_memory(size_bytes)
-    file = examine(path, digest, size_bytes, task.name, step, outbox)
+    convert_to = None if kind is Kind.CHECKPOINT else task.convert_to
+    file = examine(path, digest, size_bytes, task.name, step, outbox, convert_to=convert_to)
     made = Made(
         step + EXAMINE_STEPS - 1,
         replace(file, duration_seconds=time.monotonic() - started_at),
@@ -95,14 +100,16 @@ EXAMINE_STEPS = 3
 """Steps that `examine` takes: check, plan, load."""
 
 
-def examine(path: Path, digest: str, size_bytes: int, name: str, step: int, outbox: Outbox) -> MadeFile:
+def examine(
+    path: Path, digest: str, size_bytes: int, name: str, step: int, outbox: Outbox, *, convert_to: str | None = None
+) -> MadeFile:
     """Everything that is asked of a GGUF file before it may become a variant, as steps from number `step` on.
 
-    `name` is the reference that it is to have; memory has been limited by the caller and is not when this returns.
-    Raises InvalidModel, LabelMismatch.
+    `name` is the reference that it is to have, `convert_to` what was asked for where nothing is converted; memory has
+    been limited by the caller and is not when this returns. Raises InvalidModel, LabelMismatch, NotSupported.
     """
     outbox.progress(step, 0.0)
-    header, found = _check(path, name)
+    header, found = _check(path, name, convert_to)
     plans = _plan(path, header, step + 1, outbox)
     outbox.progress(step + 2, 0.0)
     lift_memory_limit()
@@ -122,7 +129,7 @@ def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple
             raise unreadable(source, MODEL_PATHS)
         limit_memory(before.st_size)
         limit_file_size(before.st_size)
-        _check(source, task.name)
+        _check(source, task.name, task.convert_to)
         size = before.st_size
 
         def report(copied: int) -> None:
@@ -139,10 +146,11 @@ def _copy(source: Path, target: Path, task: ImportTask, outbox: Outbox) -> tuple
         os.close(descriptor)
 
 
-def _check(path: Path, name: str) -> tuple[Header, FileFacts]:
+def _check(path: Path, name: str, convert_to: str | None) -> tuple[Header, FileFacts]:
     header = read_header(path)
     found = facts(header)
     check_label(parse_ref(name), found.quantization)
+    check_unconverted(found.quantization, convert_to)
     return header, found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from service.domain.errors import DiskFull, InvalidModel
+from service.domain.errors import DiskFull, InvalidModel, NotSupported
 from service.domain.names import parse_ref
 from service.gguf.checkpoint_files import PICKLE_REMEDY, PICKLES, Files
 from service.gguf.convert import prepare
@@ -115,6 +115,16 @@ def make_gguf(
     _make_room(target, sum(piece.stat().st_size for piece in pieces))
     merge(pieces, target, _share(progress, 0.0, 1.0 - _HASHING))
     return Taken(*_hashed(target, progress), f"GGUF in {len(pieces)} pieces")
+
+
+def check_unconverted(level: str, convert_to: str | None) -> None:
+    """Raise NotSupported where a GGUF file of this level was to become another: only checkpoints are converted."""
+    if convert_to not in (None, level):
+        raise NotSupported(
+            f"It is a GGUF file of {level} already, and only a checkpoint is converted to {convert_to}. Bring it in "
+            f"without convert_to, then quantize it to {convert_to} (POST /v1/quantize).",
+            param="convert_to",
+        )
 
 
 def _converted(files: Files, target: Path, convert_to: str | None, progress: Progress, name: str | None) -> Taken:

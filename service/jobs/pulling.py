@@ -23,7 +23,7 @@ from service.domain.reach import shown
 from service.domain.remote import RemoteFile, RemoteLevel
 from service.jobs.fetching import Landing, fetch_all, transfer_of
 from service.jobs.importing import EXAMINE_STEPS, examine
-from service.jobs.intake import Kind, make_gguf, what_is
+from service.jobs.intake import Kind, check_unconverted, make_gguf, what_is
 from service.jobs.limits import lift_file_limit, limit_memory, stay_in_the_background
 from service.jobs.messages import Made, NamedPath, PullTask
 from service.jobs.outbox import Outbox
@@ -40,7 +40,7 @@ _LOWEST = 19  # niceness
 def pull(task: PullTask, outbox: Outbox) -> None:
     """Do the task and send one `Made`.
 
-    Raises what `look_up` and `fetch` raise, InvalidModel, LabelMismatch, DiskFull, OSError.
+    Raises what `look_up` and `fetch` raise, InvalidModel, NotSupported, LabelMismatch, DiskFull, OSError.
     """
     started_at = time.monotonic()
     network = Network(task.access)
@@ -49,6 +49,9 @@ def pull(task: PullTask, outbox: Outbox) -> None:
         found = look_up(task.source, network, memory_bytes=task.memory_bytes)
         level = found.level
         _check_name(task.name, level)
+        convert_to = None if level.converts else task.convert_to
+        if (label := find_label(level.level)) is not None:
+            check_unconverted(label, convert_to)
         outbox.progress(_LOOK_UP, 1.0, _summary(level))
         with transfer_of(Path(task.transfers), level.files, _FETCH, outbox) as folder:
             stored = _stored(task, level)
@@ -60,7 +63,7 @@ def pull(task: PullTask, outbox: Outbox) -> None:
             outbox.progress(_FETCH, 1.0, "already there" if stored is not None else _summary(level))
             path, digest, size_bytes, converted_from, lossy = _gguf(task, stored, files, outbox)
             limit_memory(size_bytes)
-            file = examine(path, digest, size_bytes, task.name, _EXAMINE, outbox)
+            file = examine(path, digest, size_bytes, task.name, _EXAMINE, outbox, convert_to=convert_to)
             duration = time.monotonic() - started_at
             outbox.send(
                 Made(

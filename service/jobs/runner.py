@@ -203,17 +203,21 @@ class JobRunner:
             await run.end(Halt.CANCEL)
         return await self.wait(job_id, _CANCEL_SECONDS)
 
-    async def _submit(self, asked: JobSpec) -> Job:
+    async def begin(self, asked: JobSpec) -> tuple[Job, bool]:
+        """As the `submit_...` of its kind, and whether the job is new: else it was under way for somebody before."""
         self._check_open()
         spec = await asyncio.to_thread(canonical, asked, self._stores)
         if isinstance(spec, QuantizeSpec) and not is_stock(spec):
             await self._plan_levels(spec)
         if isinstance(spec, QuantizeSpec) and spec.until is not None:
             spec = await asyncio.to_thread(in_order, spec, self._bench())
-        job = await asyncio.to_thread(enqueue, spec, self._queue, self._bench())
+        job, is_new = await asyncio.to_thread(enqueue, spec, self._queue, self._bench())
         self._followers.stored(job.id)
         self._dispatcher.wake()
-        return job
+        return job, is_new
+
+    async def _submit(self, asked: JobSpec) -> Job:
+        return (await self.begin(asked))[0]
 
     async def _plan_levels(self, spec: QuantizeSpec) -> None:
         """Have the plans that the job will be checked by: those made at import are for other options."""

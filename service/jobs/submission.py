@@ -114,17 +114,17 @@ def in_order(spec: QuantizeSpec, bench: Bench) -> QuantizeSpec:
     return replace(spec, levels=downwards(levels, plans))
 
 
-def enqueue(spec: JobSpec, queue: JobQueue, bench: Bench) -> Job:
-    """Queue a job for a canonical spec, or find the active one that does the same.
+def enqueue(spec: JobSpec, queue: JobQueue, bench: Bench) -> tuple[Job, bool]:
+    """Queue a job for a canonical spec, or find the active one that does the same: (job, whether it is new).
 
     Raises what `assign` raises, and QueueFull.
     """
     active = queue.find_active(spec)
     if active is not None:
-        return active
+        return active, False
     if isinstance(spec, ImportSpec):
         _check_import(spec, bench.stores)
-    return queue.enqueue(spec, assign(spec, bench).steps)[0]
+    return queue.enqueue(spec, assign(spec, bench).steps)
 
 
 def _canonical_file(file: StoredFile, catalog: Catalog) -> StoredFile:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -40,6 +42,7 @@ class _Repository(msgspec.Struct):
     sha: str
     siblings: list[_Sibling] = []
     safetensors: _Safetensors | None = None
+    config: Any = None  # of the model, whatever its repository says there
 
 
 def look_up(address: HubAddress, network: Network, patience: Patience) -> tuple[RemoteModel, tuple[RemoteFile, ...]]:
@@ -69,7 +72,16 @@ def look_up(address: HubAddress, network: Network, patience: Patience) -> tuple[
     )
     parameters = found.safetensors.parameters if found.safetensors else {}
     level = "BF16" if parameters and max(parameters, key=lambda kind: parameters[kind]) == "BF16" else "F16"
-    return RemoteModel(address.display, found.sha, levels_of(files, level)), files
+    levels = levels_of(files, level)
+    if _is_quantized(found.config):
+        levels = tuple(replace(one, lossy_source=one.converts) for one in levels)
+    return RemoteModel(address.display, found.sha, levels), files
+
+
+def _is_quantized(config: Any) -> bool:
+    """Whether the config of a checkpoint says that its weights are no floats any more: GPTQ, AWQ, NF4, FP8."""
+    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(quantization, dict) and bool(quantization.get("quant_method"))
 
 
 def is_plain(name: str) -> bool:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
 
 from service.domain.addresses import RegistryAddress
-from service.domain.errors import ModelNotFound, NotSupported, RemoteFailed, RemoteRefused
+from service.domain.errors import ModelNotFound, NotSupported, QuantryError, RemoteFailed, RemoteRefused
 from service.domain.names import parse_digest, split_tag
+from service.domain.quants import find_label
 from service.domain.reach import admit, origin_of, shown
 from service.domain.remote import RemoteFile, RemoteLevel, RemoteModel
 from service.remote.guard import Answer, Dropped, Network, decoded
 from service.remote.patience import BUSY, Patience, insist
 
 _MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+_MAX_CONFIG_BYTES = 64 * 1024
 _MODEL = "application/vnd.ollama.image.model"
 _ALSO_NEEDED = {
     "application/vnd.ollama.image.adapter": "an adapter",
@@ -38,6 +41,11 @@ class _Layer(msgspec.Struct):
 
 class _Manifest(msgspec.Struct):
     layers: list[_Layer] = []
+    config: Any = None  # a layer too, or what a registry thinks is one
+
+
+class _Config(msgspec.Struct):
+    file_type: str = ""
 
 
 class _Token(msgspec.Struct):
@@ -77,8 +85,24 @@ def look_up(address: RegistryAddress, network: Network, patience: Patience) -> R
     if not 0 < layer.size < 1 << 60:
         raise RemoteFailed(f"{shown(host)} gives a blob's size as {layer.size} bytes.")
     file = RemoteFile(digest, f"{base}/blobs/{digest}", layer.size, digest)
-    label = split_tag(address.tag)[1]
+    label = split_tag(address.tag)[1] or _told_level(manifest.config, base, network)
     return RemoteModel(address.display, revision, (RemoteLevel(label or "UNKNOWN", address.tag, (file,)),))
+
+
+def _told_level(config: Any, base: str, network: Network) -> str | None:
+    """The level that the model's config names; None where it says nothing that is understood: the file does."""
+    try:
+        layer = msgspec.convert(config, _Layer)
+        if not 0 < layer.size <= _MAX_CONFIG_BYTES:
+            return None
+        digest = parse_digest(layer.digest)
+        with network.get(f"{base}/blobs/{digest}") as answer:
+            body = answer.content(_MAX_CONFIG_BYTES) if answer.status == 200 else b""
+        if f"sha256:{hashlib.sha256(body).hexdigest()}" != digest:
+            return None
+        return find_label(msgspec.json.decode(body, type=_Config).file_type)
+    except (QuantryError, Dropped, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _manifest(base: str, reference: str, address: RegistryAddress, network: Network) -> bytes:

@@ -59,6 +59,17 @@ async def test_the_level_in_the_name_is_what_a_checkpoint_becomes(empty, llama):
     assert job.result == ("tiny:F32",)
 
 
+async def test_a_gguf_file_of_another_level_than_it_was_to_become_is_refused_and_not_stored(empty, gloss):
+    upload = put(empty, gloss)
+    for source in ({"path": str(gloss)}, {"digest": upload}):
+        job = await empty.ended(await empty.runner.submit_import(ImportSpec("tiny", convert_to="F32", **source)))
+        assert job.error.code == "not_supported"
+        assert "quantize it to F32" in job.error.message
+    assert (empty.names(), empty.incoming()) == ([], [])
+    job = await empty.ended(await empty.runner.submit_import(ImportSpec("tiny", str(gloss), convert_to="F16")))
+    assert job.result == ("tiny:F16",)
+
+
 @pytest.mark.parametrize("family", SOME)
 async def test_a_checkpoint_of_any_family_can_be_quantized_and_loads(empty, tmp_path, family):
     folder = checkpoints.write(tmp_path / family, family, dtype="BF16")

@@ -163,6 +163,8 @@ def test_a_file_that_is_no_model_is_refused(server: Server, hub: FakeHub) -> Non
     assert server.json("POST", "/v1/models", 400, {"from": "hf.co/o/r", "name": "m:Q8_0"})["error"]["code"] == (
         "label_mismatch"
     )
+    refused = server.json("POST", "/v1/models", 400, {"from": "hf.co/o/r", "name": "m", "convert_to": "F32"})
+    assert "quantize it to F32" in refused["error"]["message"]
 
 
 def test_a_plain_file_and_a_registry_are_sources_as_well(server: Server, hub: FakeHub) -> None:

@@ -355,3 +355,18 @@ async def test_an_unload_that_fails_is_logged(client, api, monkeypatch):
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert [line["work"] for line in lines if line["event"] == "background_work_failed"] == ["unload gloss:F16"]
+
+
+async def test_what_was_made_of_a_lossy_source_is_not_said_to_be_lossless(client, api):
+    lossy = api.add("worn", "Q8_0")
+    api.add("worn", "F32", source=lossy)
+    api.add("worn", "Q4_0", source=lossy)
+    floats, level = [(await client.get(f"/v1/variants/worn:{label}")).json() for label in ("F32", "Q4_0")]
+    assert (floats["advice"], floats["reference"]) == (None, None)
+    assert (level["advice"] is None, level["reference"]) == (False, None)
+
+
+async def test_a_missing_name_is_named(client):
+    answer = await client.post("/v1/models", json={"path": "/x.gguf"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "name"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.domain.errors import InvalidModel, LabelMismatch
+from service.domain.errors import InvalidModel, LabelMismatch, NotSupported
 from service.gguf.files import read_header
 from service.jobs import intake
 from service.jobs.intake import Kind, make_gguf, what_is, whole_file
@@ -93,3 +93,10 @@ def test_what_is_left_in_a_folder_of_pieces_is_told(tmp_path: Path, gloss: Path)
         (tmp_path / name).symlink_to(gloss)
     with pytest.raises(InvalidModel):
         what_is(tmp_path)
+
+
+def test_a_gguf_file_is_not_converted_and_says_what_to_do_instead() -> None:
+    intake.check_unconverted("F16", None)
+    intake.check_unconverted("F16", "F16")
+    with pytest.raises(NotSupported, match=r"F16 already.*without convert_to.*quantize it to F32"):
+        intake.check_unconverted("F16", "F32")
