@@ -73,7 +73,7 @@ async def test_a_process_is_known_to_have_ended_before_the_loop_has_heard_of_it(
 
 
 async def test_a_child_that_floods_its_log_is_not_held_up_and_takes_no_memory() -> None:
-    flood = "sys.stderr.buffer.write(b'x' * (4 << 20)); sys.stderr.buffer.write(b'\\nthe last words'); os._exit(3)"
+    flood = "sys.stderr.write('x' * (4 << 20) + '\\nthe last words'); sys.stderr.flush(); os._exit(3)"
     async with child_of(CHANNEL + flood) as child:
         async with asyncio.timeout(20):
             assert await child.wait() == 3
