@@ -187,7 +187,7 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self._pool.begin_drain()
-        self._told_by = signal.Signals(sig)  # not logged here: the signal may have come amidst the writing of a log line
+        self._told_by = signal.Signals(sig)  # not logged here: it may come amidst the writing of a log line
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("draining", signal=self._told_by.name if self._told_by else None)
