@@ -205,7 +205,10 @@ def _watch_network(points: FailPoints) -> None:
     Network._send, Answer.chunks = sending, coming  # type: ignore[method-assign]
 
 
-def _examined(path: Path, digest: str, size_bytes: int, _name: str, step: int, outbox: Outbox) -> MadeFile:
+def _examined(
+    path: Path, digest: str, size_bytes: int, _name: str, step: int, outbox: Outbox, *, convert_to: str | None
+) -> MadeFile:
+    assert convert_to is None
     outbox.progress(step, 0.5)
     return MadeFile(str(path), digest, size_bytes, FileFacts("F16", 1000, 8.0, 10, ModelShape("llama")), PLANS, 0.5)
 

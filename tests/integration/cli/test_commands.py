@@ -148,10 +148,10 @@ def test_a_file_that_is_no_model_is_refused_with_1(own_server: Server, tmp_path:
     assert "GGUF" in result.stderr
 
 
-def test_a_path_that_only_this_side_can_name_is_told_with_upload(own_server: Server) -> None:
+def test_a_path_that_is_on_neither_side_is_told_so(own_server: Server) -> None:
     result = run(own_server, "import", "gone", "/no/such/model.gguf")
     assert result.exit_code == ExitCode.FAILED
-    assert "--upload" in result.stderr
+    assert "is not on this machine either" in result.stderr
 
 
 def test_a_server_that_takes_no_paths_is_sent_the_bytes(keyed_server: Server) -> None:
