@@ -66,8 +66,9 @@ OLLAMA_MEANING = {"not_supported", "invalid_parameter", "template_error", "unkno
 # Never carried out.
 REFUSED = {"POST /api/push", "POST /infill", "POST /v1/rerank"}  # the last two by gloss
 
-# Adapters are not fetched from registries, and any word is the name of something in one.
-PARTLY_REFUSED = REFUSED | {"POST /v1/adapters"}
+# Adapters are not fetched from registries, and any word is the name of something in one. What a digest holds, and so
+# whether it can be converted, is not in the document either.
+PARTLY_REFUSED = REFUSED | {"POST /v1/adapters", "POST /v1/models"}
 
 # They take the body of a route that generates, and look at what makes the prompt.
 ONLY_PROMPT = {"POST /apply-template", "POST /v1/chat/completions/input_tokens", "POST /v1/responses/input_tokens"}
