@@ -196,11 +196,7 @@ async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[
         assert work is not None
         is_checkpoint = isinstance(work.job.spec, ImportSpec) and bool(work.job.spec.files)
         yield {"status": "converting model" if is_checkpoint else "parsing GGUF"}
-        job = work.job
-        async with aclosing(_followed(services, work)) as jobs:
-            async for job in jobs:  # noqa: B007  (its last state is what counts)
-                pass
-        source = await services.find(_result(job))
+        source = await services.find(_result(await _ended(services, work)))
         work = None
         if making.level is not None and source.quantization != making.level:
             work = await _begun(services, QuantizeSpec(source.name, source.digest, (making.level,)))
@@ -222,12 +218,8 @@ async def _statuses(services: Services, making: _Making) -> AsyncGenerator[dict[
         there = await asyncio.to_thread(services.catalog.adapters.all, variant.model)
         spec = adapter_spec(making.ref, variant, making.adapter)
         yield {"status": "converting adapter" if spec.files else "creating adapter layer"}
-        adding = await _begun(services, spec)
-        job = adding.job
-        async with aclosing(_followed(services, adding)) as jobs:
-            async for job in jobs:  # noqa: B007
-                pass
-        found = await asyncio.to_thread(services.catalog.adapters.get, variant.model, _result(job))
+        added = _result(await _ended(services, await _begun(services, spec)))
+        found = await asyncio.to_thread(services.catalog.adapters.get, variant.model, added)
         preset = replace(preset, adapters=(AdapterUse(found.name),))
         taken = None if any(other.name == found.name for other in there) else found
     named: Variant | None = None
@@ -265,6 +257,15 @@ async def _followed(services: Services, work: _Work) -> AsyncGenerator[Job, None
         raise error_from(job.error.code, job.error.message)
     if job.status is not JobStatus.SUCCEEDED:
         raise JobFailed("The job was cancelled; send the request again.")
+
+
+async def _ended(services: Services, work: _Work) -> Job:
+    """The job at its end. Raises its error. Whoever stops waiting before cancels it."""
+    ended = work.job
+    async with aclosing(_followed(services, work)) as jobs:
+        async for job in jobs:
+            ended = job
+    return ended
 
 
 def _result(job: Job) -> str:

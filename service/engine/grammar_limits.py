@@ -34,8 +34,6 @@ _MAX_REMAINDERS = 300_000
 MAX_CHAIN_LEVELS = 600
 MAX_RULE_LEVELS = 1500
 
-_OPENING = {")": "(", "]": "[", "}": "{"}
-
 # Strings that are closed or not, and all else that is no bracket. Possessive: each character is looked at once.
 _JSON_NO_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[^"{}\[\]]++', re.DOTALL)
 
